@@ -1,0 +1,74 @@
+"""RoundConfig: everything that a round can be told, composed of the sections of its steps."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from labeling.config import Labeling, Pairs, Prompts
+from ppo.config import PPO, SFT, Evaluation, Sampling
+from reward.config import RewardTraining
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "prompts": Prompts,
+    "sft": SFT,
+    "sampling": Sampling,
+    "labeling": Labeling,
+    "pairs": Pairs,
+    "reward": RewardTraining,
+    "ppo": PPO,
+    "evaluation": Evaluation,
+}
+# Said once at the top, they hold for every section that has the field and does not set its own.
+SHARED = ("seed", "device", "dtype", "max_new_tokens")
+
+
+class RoundConfig(BaseModel, frozen=True, extra="forbid"):
+    """One run: a model and prompts in, rounds of rankings and training, an aligned model out."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        description="Name of the run: its folder under runs/ and its Label Studio project.",
+    )
+    seed: int = Field(0, description="Seed of every step that does not set its own.")
+    device: str = Field("auto", description="Device of every step: `auto`, `cpu`, `cuda`.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of every step that does not set its own."
+    )
+    max_new_tokens: int = Field(
+        128, ge=1, description="Longest completion in tokens, in sampling, PPO and evaluation."
+    )
+    model: str = Field(
+        description="The model to align: a folder in transformers' format, or a name on the hub."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    prompts: Prompts
+    sft: SFT | None = Field(
+        None, description="Fine-tune the model first; without it the model is the initial policy."
+    )
+    sampling: Sampling = Sampling()
+    labeling: Labeling = Labeling()
+    pairs: Pairs = Pairs()
+    reward: RewardTraining = RewardTraining()
+    ppo: PPO = PPO()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share(cls, given: Any) -> Any:
+        """Carry SHARED fields into the sections that did not set their own."""
+        if not isinstance(given, dict):
+            return given
+        shared = {
+            name: given.get(name, cls.model_fields[name].default)
+            for name in SHARED
+            if name in cls.model_fields
+        }
+        filled = dict(given)
+        for section, model in SECTIONS.items():
+            value = filled.get(section, None if section == "sft" else {})
+            if isinstance(value, dict):
+                inherited = {k: v for k, v in shared.items() if k in model.model_fields}
+                filled[section] = inherited | value
+        return filled

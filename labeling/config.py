@@ -1,0 +1,95 @@
+"""What can be configured from prompts to preference pairs. No torch, no Prefect."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, JsonValue
+
+# A field that cannot change a step's result (a path whose content is digested apart, a poll
+# interval, a device) is marked with this and stays out of the step's key (flows/store.py).
+UNKEYED: dict[str, JsonValue] = {"keyed": False}
+
+
+class Prompts(BaseModel, frozen=True, extra="forbid"):
+    """Where prompts come from, and which of them are kept apart for evaluation."""
+
+    path: str = Field(
+        description="Prompts: a JSONL or Parquet file, or a data set's name on the hub. Each row "
+        "has a column `prompt`: plain text, or a list of messages with `role` and `content`.",
+        json_schema_extra=UNKEYED,
+    )
+    evaluation_path: str | None = Field(
+        None,
+        description="Prompts for evaluation only, in the same form. Without it, "
+        "`evaluation_fraction` of `path` is kept apart.",
+        json_schema_extra=UNKEYED,
+    )
+    evaluation_fraction: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of the prompts kept apart for evaluation when `evaluation_path` is not "
+        "given.",
+    )
+    column: str = Field("prompt", description="The column that holds the prompt.")
+    limit: int | None = Field(
+        None, ge=2, description="Use at most so many prompts of `path`, chosen by the seed."
+    )
+    seed: int = Field(0, description="Seed of the choice and of the split.")
+
+
+class SimulatedLabeler(BaseModel, frozen=True, extra="forbid"):
+    """A labeler that is a function: it answers through Label Studio's own API, as a person would
+    through the page. For demonstrations and tests; a real round has none."""
+
+    name: str = Field("simulated", description="Name of this labeler, part of its seed.")
+    score: str = Field(
+        description="The function that says how good a completion is, as `module_or_file:function` "
+        "with the form score(prompts, completions) -> list of floats. File paths are relative to "
+        "the config's folder.",
+    )
+    noise: float = Field(
+        0.0, ge=0, description="Standard deviation of the noise added to each score."
+    )
+    tie_within: float = Field(
+        0.0, ge=0, description="Neighbours whose scores differ by at most this share a tier."
+    )
+    seed: int = Field(0, description="Seed of the noise.")
+
+
+class Labeling(BaseModel, frozen=True, extra="forbid"):
+    """How completions are put before people."""
+
+    instructions: str = Field(
+        "Rank the answers from best to worst. Prefer the answer that is most helpful, honest and "
+        "harmless. Answers that are equally good go into the same tier.",
+        description="What labelers read at the top of the project.",
+    )
+    wanted: int | None = Field(
+        None,
+        ge=1,
+        description="How many usable rankings open the gate. Without it: one for each task.",
+    )
+    poll_seconds: float = Field(
+        5.0, gt=0, description="Seconds between two looks at Label Studio while waiting."
+    )
+    simulated: tuple[SimulatedLabeler, ...] = Field(
+        (), description="Simulated labelers; empty when people rank."
+    )
+
+
+class Pairs(BaseModel, frozen=True, extra="forbid"):
+    """How a ranking becomes preference pairs."""
+
+    strategy: Literal["all", "adjacent", "best_vs_rest"] = Field(
+        "all",
+        description="`all`: every pair of completions in different tiers. `adjacent`: only pairs "
+        "of neighbouring tiers. `best_vs_rest`: each of the best tier against all below it.",
+    )
+    margin_per_tier: float = Field(
+        0.0,
+        ge=0,
+        description="Margin of a pair for each tier that lies between its completions; 0 asks the "
+        "reward model for no margin.",
+    )

@@ -1,0 +1,150 @@
+"""Label Studio's exported annotations → rankings; every refusal is named and counted.
+
+The server checks almost nothing of what a labeler or a program saves, so all of it is checked
+here. Pure: nothing is asked of a server.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from labeling import page
+from labeling.records import Candidates, Ranking
+
+
+class Refusal(StrEnum):
+    """Why an annotation is not a usable ranking."""
+
+    UNKNOWN_TASK = "unknown_task"  # a task without our key, or with the key of other candidates
+    UNKNOWN_LABELER = "unknown_labeler"  # no account's email: a deleted account
+    SUPERSEDED = "superseded"  # the same labeler answered the same task again later
+    SKIPPED = "skipped"
+    UNTOUCHED = "untouched"  # submitted without ranking anything
+    PARTIAL = "partial"  # some completions were left outside the tiers
+    UNKNOWN_ID = "unknown_id"
+    UNKNOWN_BUCKET = "unknown_bucket"
+    MALFORMED = "malformed"  # not the shape that the page saves, or an id in two tiers
+
+
+class _Refused(Exception):
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+
+
+def rankings_from_export(
+    export: Iterable[Mapping[str, Any]], candidates: Sequence[Candidates]
+) -> tuple[list[Ranking], Counter[str]]:
+    """Usable rankings of an export, and how many annotations were refused, by `Refusal`.
+
+    Args:
+      export: tasks with annotations, as `LabelStudio.export` gives them: `completed_by` must be
+        expanded to the account, because its email is the labeler's lasting name.
+      candidates: the tasks that were published; anything else in the project is refused.
+
+    Each labeler has one say on each task: the latest. `bad_prompt` or `none_acceptable` is an
+    answer also without a complete ranking: such a Ranking has no tiers, hence gives no pairs.
+    Sorted by task and labeler.
+    """
+    known = {c.key: len(c.completions) for c in candidates}
+    refused: Counter[str] = Counter()
+    latest: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for task in export:
+        key = _get(_get(task, "data"), "key")
+        for annotation in _get(task, "annotations") or ():
+            labeler = _get(_get(annotation, "completed_by"), "email")
+            if not isinstance(key, str) or key not in known:
+                refused[Refusal.UNKNOWN_TASK] += 1
+            elif not isinstance(labeler, str) or not labeler:
+                refused[Refusal.UNKNOWN_LABELER] += 1
+            else:
+                labeler = labeler.lower()  # one mailbox, however it was typed at the signup
+                before = latest.get((key, labeler))
+                if before is not None:
+                    refused[Refusal.SUPERSEDED] += 1
+                if before is None or _time(before) <= _time(annotation):
+                    latest[key, labeler] = annotation
+    rankings = []
+    for (key, labeler), annotation in sorted(latest.items(), key=lambda item: item[0]):
+        try:
+            rankings.append(_ranking(annotation, key, labeler, known[key]))
+        except _Refused as refusal:
+            refused[refusal.refusal] += 1
+    return rankings, refused
+
+
+def _ranking(annotation: Mapping[str, Any], key: str, labeler: str, count: int) -> Ranking:
+    if _get(annotation, "was_cancelled"):
+        raise _Refused(Refusal.SKIPPED)
+    result = _get(annotation, "result")
+    if not isinstance(result, list):
+        raise _Refused(Refusal.MALFORMED)
+    values: dict[str, Mapping[str, Any]] = {}
+    for item in result:
+        name, value = _get(item, "from_name"), _get(item, "value")
+        if not isinstance(name, str) or not isinstance(value, Mapping) or name in values:
+            raise _Refused(Refusal.MALFORMED)
+        values[name] = value
+    flags = _strings(values.get(page.FLAGS, {}).get("choices", []))
+    reason = _strings(values.get(page.REASON, {}).get("text", []))
+    none_acceptable, bad_prompt = page.NONE_ACCEPTABLE in flags, page.BAD_PROMPT in flags
+    try:
+        tiers = _tiers(values.get(page.RANKING), key, count)
+    except _Refused as refusal:
+        unfinished = refusal.refusal in (Refusal.UNTOUCHED, Refusal.PARTIAL)
+        if not (unfinished and (none_acceptable or bad_prompt)):
+            raise
+        tiers = ()
+    return Ranking(key, labeler, tiers, none_acceptable, bad_prompt, "\n".join(reason).strip())
+
+
+def _tiers(value: Mapping[str, Any] | None, key: str, count: int) -> tuple[tuple[int, ...], ...]:
+    """Indices into `Candidates.completions`, best tier first, empty tiers left out."""
+    if value is None:
+        raise _Refused(Refusal.UNTOUCHED)
+    buckets = value.get("ranker")
+    if not isinstance(buckets, Mapping):
+        raise _Refused(Refusal.MALFORMED)
+    if set(buckets) - {page.UNRANKED, *page.TIERS}:
+        raise _Refused(Refusal.UNKNOWN_BUCKET)
+    order = page.shown_order(key, count)
+    index_of = {page.item_id(position): index for position, index in enumerate(order)}
+    seen: list[str] = [id_ for bucket in buckets.values() for id_ in _strings(bucket)]
+    if set(seen) - set(index_of):
+        raise _Refused(Refusal.UNKNOWN_ID)
+    if len(set(seen)) != len(seen):
+        raise _Refused(Refusal.MALFORMED)
+    tiers = [tuple(sorted(index_of[i] for i in buckets.get(tier) or ())) for tier in page.TIERS]
+    ranked = sum(map(len, tiers))
+    if ranked == 0:
+        raise _Refused(Refusal.UNTOUCHED)
+    if ranked < count:
+        raise _Refused(Refusal.PARTIAL)
+    return tuple(tier for tier in tiers if tier)
+
+
+def _strings(value: Any) -> list[str]:
+    """A list of strings (or a single one) as a list; anything else is malformed."""
+    if isinstance(value, str):
+        return [value]
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
+        raise _Refused(Refusal.MALFORMED)
+    return value
+
+
+def _get(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else None
+
+
+def _time(annotation: Mapping[str, Any]) -> tuple[str, int]:
+    """Orders one labeler's annotations of one task: by the last change, then by id.
+
+    Export times are all in UTC and of one form, so they sort as text.
+    """
+    id_ = _get(annotation, "id")
+    updated = _get(annotation, "updated_at") or _get(annotation, "created_at") or ""
+    return str(updated), id_ if isinstance(id_, int) else 0

@@ -1,0 +1,114 @@
+"""Demonstrations: prompts with the completions that supervised fine-tuning imitates, as text and
+as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from labeling.errors import InputError
+from labeling.prompts import parse_prompt
+from labeling.records import Completion, Prompt
+from reward.encoding import completion_ids, prompt_ids
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One prompt and how it was answered."""
+
+    prompt: Prompt
+    completion: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A demonstration's tokens. `completion` ends with a stop token unless it was cut."""
+
+    prompt: list[int]
+    completion: list[int]
+    cut: bool
+
+
+def parse_demonstration(row: dict[str, Any], where: str) -> Demonstration:
+    """A row with `prompt` and `completion`, each text or messages, or with `messages`, of which
+    the last is the completion.
+
+    Raises:
+        InputError: a column is missing or has another form; `where` names file and line.
+    """
+    if row.get("prompt") is None and row.get("messages") is not None:
+        messages = row["messages"]
+        if not isinstance(messages, list) or len(messages) < 2:
+            raise InputError(f"{where}: 'messages' needs a question and its answer at least")
+        prompt = parse_prompt(messages[:-1], where, "messages")
+        return Demonstration(prompt, _answer(messages[-1], where, "messages"))
+    for column in ("prompt", "completion"):
+        if row.get(column) is None:
+            raise InputError(
+                f"{where}: no '{column}'; each row needs 'prompt' and 'completion', or 'messages'"
+            )
+    prompt = parse_prompt(row["prompt"], where, "prompt")
+    completion = row["completion"]
+    if isinstance(completion, str):
+        if not completion.strip():
+            raise InputError(f"{where}: 'completion' is empty")
+        return Demonstration(prompt, completion)
+    if not isinstance(completion, list) or len(completion) != 1:
+        raise InputError(f"{where}: 'completion' must be a text or a list of one message")
+    if prompt.messages is None:
+        raise InputError(
+            f"{where}: 'completion' is a message but 'prompt' is text; give both the same form"
+        )
+    return Demonstration(prompt, _answer(completion[0], where, "completion"))
+
+
+def _answer(message: Any, where: str, column: str) -> str:
+    content = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(content, str) or not content.strip() or message.get("role") != "assistant":
+        raise InputError(
+            f"{where}: the last message of '{column}' must have the role 'assistant' and a text "
+            "as 'content'"
+        )
+    return content
+
+
+def encode_demonstration(
+    tokenizer: PreTrainedTokenizerBase,
+    demonstration: Demonstration,
+    stop: Collection[int],
+    max_length: int,
+) -> Encoded | None:
+    """Tokens as sampling will see them: prompt and completion apart, so that no token spans both.
+    What exceeds `max_length` is cut at the end; None when nothing of the completion is left.
+
+    Raises:
+        InputError: a conversation, and the tokenizer has no chat template.
+    """
+    prompt = prompt_ids(tokenizer, demonstration.prompt)
+    completion = _completion_ids(tokenizer, demonstration, stop)
+    if len(prompt) >= max_length or not prompt:
+        return None
+    kept = completion[: max_length - len(prompt)]
+    return Encoded(prompt, kept, cut=len(kept) < len(completion))
+
+
+def _completion_ids(
+    tokenizer: PreTrainedTokenizerBase, demonstration: Demonstration, stop: Collection[int]
+) -> list[int]:
+    """Plain text closed by EOS; a chat answer as the template writes it, closed by the template's
+    own stop token (often an end-of-turn token that is not EOS), or else by EOS."""
+    plain = completion_ids(tokenizer, Completion(demonstration.completion, finished=True))
+    if demonstration.prompt.messages is None:
+        return plain
+    messages = [{"role": m.role, "content": m.content} for m in demonstration.prompt.messages]
+    answer = {"role": "assistant", "content": demonstration.completion}
+    before = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*messages, answer], tokenize=False)
+    if not whole.startswith(before):  # the template rewrites history; sampling never sees that
+        return plain
+    ids = list(tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"])
+    end = next((i for i, token in enumerate(ids) if token in stop), None)
+    return [*ids, tokenizer.eos_token_id] if end is None else ids[: end + 1]

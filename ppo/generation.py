@@ -1,0 +1,239 @@
+"""Completions: drawn from a policy for labelers, for rollouts and for evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from labeling.errors import InputError
+from labeling.records import Candidates, Completion, Prompt, read_prompts, write_candidates
+from ppo.config import Generation, Sampling
+from ppo.policy import load_policy, stop_tokens
+from reward.compute import autocast, resolve_device, resolve_dtype
+from reward.encoding import load_tokenizer, prompt_ids
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SamplingMetrics:
+    """What was drawn for the labelers."""
+
+    prompts: int
+    completions: int
+    finished: float
+    distinct: float
+    left_out: int
+    mean_tokens: float
+
+
+@dataclass(frozen=True)
+class Response:
+    """One drawn completion: its tokens (the stop token included) and its text."""
+
+    tokens: list[int]
+    completion: Completion
+
+
+def counter_seed(seed: int, *purpose: object) -> int:
+    """A seed for one purpose, from counters alone: no random state has to be kept to go on."""
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+class Generator:
+    """Draws completions from a policy with transformers' `generate`, batch by batch."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        generation: Generation,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stop = stop_tokens(model, tokenizer)
+        self.dtype = dtype
+        self.pad = tokenizer.pad_token_id
+        if self.pad is None:
+            self.pad = tokenizer.eos_token_id  # only ever at masked positions
+        sample = generation.temperature > 0
+        self.settings = GenerationConfig(
+            max_new_tokens=generation.max_new_tokens,
+            do_sample=sample,
+            temperature=generation.temperature if sample else None,
+            top_k=(generation.top_k or 0) if sample else None,
+            top_p=generation.top_p if sample else None,
+            pad_token_id=self.pad,
+            eos_token_id=sorted(self.stop),
+        )
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Response]:
+        """One response for each prompt (token ids), in the order given.
+
+        The global random state is set from the seed, because `generate` draws from it.
+        """
+        device = self.model.device
+        ids, attention = pad_left(prompts, self.pad)
+        torch.manual_seed(seed)
+        with autocast(device, self.dtype):
+            output = self.model.generate(  # type: ignore[operator]
+                input_ids=ids.to(device),
+                attention_mask=attention.to(device),
+                generation_config=self.settings,
+            )
+        return [self._response(row) for row in output[:, ids.shape[1] :].tolist()]
+
+    def draw_all(
+        self, prompts: Sequence[Sequence[int]], seed: int, batch_size: int, what: str
+    ) -> list[Response]:
+        """`draw` for any number of prompts, with progress; similar lengths share a batch."""
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        responses: list[Response | None] = [None] * len(prompts)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            drawn = self.draw([prompts[i] for i in rows], counter_seed(seed, what, start))
+            for i, response in zip(rows, drawn, strict=True):
+                responses[i] = response
+            done = start + len(rows)
+            logger.info(
+                "%s: %d/%d completions",
+                what,
+                done,
+                len(order),
+                extra={"progress": (done, len(order))},
+            )
+        return [response for response in responses if response is not None]
+
+    def _response(self, tokens: list[int]) -> Response:
+        end = next((i for i, token in enumerate(tokens) if token in self.stop), None)
+        kept = tokens if end is None else tokens[: end + 1]
+        text = self.tokenizer.decode(
+            kept if end is None else kept[:-1],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return Response(kept, Completion(str(text), finished=end is not None))
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token lists → `(B, P)` ids and their mask, 1 = valid, aligned at the right."""
+    width = max(len(s) for s in sequences)
+    ids = torch.full((len(sequences), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, width - len(sequence) :] = torch.tensor(sequence)
+        mask[row, width - len(sequence) :] = 1
+    return ids, mask
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    model: PreTrainedModel,
+    max_new_tokens: int,
+) -> tuple[list[Prompt], list[list[int]]]:
+    """Prompts and their token ids; those that leave no room for `max_new_tokens` in the model's
+    context are left out, and said so.
+
+    Raises:
+        InputError: none is left.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = (context or 10**9) - max_new_tokens
+    encoded = [(p, prompt_ids(tokenizer, p)) for p in prompts]
+    kept = [(p, ids) for p, ids in encoded if 0 < len(ids) <= room]
+    if not kept:
+        raise InputError(
+            f"none of {len(encoded)} prompts leaves room for {max_new_tokens} new tokens in the "
+            f"model's context of {context}; shorten prompts or max_new_tokens"
+        )
+    if len(kept) < len(encoded):
+        logger.warning(
+            "%d of %d prompts left out: longer than %d tokens, the model's context of %s less "
+            "max_new_tokens",
+            len(encoded) - len(kept),
+            len(encoded),
+            room,
+            context,
+        )
+    return [p for p, _ in kept], [ids for _, ids in kept]
+
+
+def choose(items: list[Prompt], count: int | None, seed: int) -> list[Prompt]:
+    """`count` prompts chosen by the seed, in file order; all when there are no more."""
+    if count is None or count >= len(items):
+        return items
+    generator = torch.Generator().manual_seed(counter_seed(seed, "choose"))
+    index = torch.randperm(len(items), generator=generator)[:count].sort().values
+    return [items[i] for i in index.tolist()]
+
+
+def sample_completions(config: Sampling, policy: str, prompts: Path, out: Path) -> SamplingMetrics:
+    """K completions for each training prompt → `out/completions.parquet`.
+
+    Completions that equal another of the same prompt are drawn again, `distinct_tries` times;
+    prompts that still have fewer than two distinct ones are left out, since nobody can rank them.
+
+    Raises:
+        InputError: the policy cannot be loaded, or no prompt can be ranked.
+    """
+    device = resolve_device(config.device)
+    tokenizer = load_tokenizer(policy)
+    model = load_policy(policy).to(device)  # type: ignore[arg-type]
+    generator = Generator(model, tokenizer, config, resolve_dtype(config.dtype, device))
+    chosen = choose(read_prompts(prompts, "train"), config.prompts, config.seed)
+    chosen, ids = encode_prompts(tokenizer, chosen, model, config.max_new_tokens)
+    k = config.completions_per_prompt
+    owners = [i for i in range(len(chosen)) for _ in range(k)]
+    drawn = generator.draw_all(
+        [ids[i] for i in owners], config.seed, config.batch_size, "completions"
+    )
+    groups = [drawn[i * k : (i + 1) * k] for i in range(len(chosen))]
+    for attempt in range(config.distinct_tries):
+        again = [(i, j) for i, group in enumerate(groups) for j in _repeats(group)]
+        if not again:
+            break
+        fresh = generator.draw_all(
+            [ids[i] for i, _ in again], config.seed, config.batch_size, f"repeats, try {attempt}"
+        )
+        for (i, j), response in zip(again, fresh, strict=True):
+            groups[i][j] = response
+    rankable = [(p, g) for p, g in zip(chosen, groups, strict=True) if len(_texts(g)) > 1]
+    if not rankable:
+        raise InputError(
+            f"all {k} completions are the same for each of {len(chosen)} prompts: nothing to rank; "
+            "raise sampling.temperature"
+        )
+    write_candidates(
+        [Candidates(p, tuple(r.completion for r in group)) for p, group in rankable],
+        out / "completions.parquet",
+    )
+    flat = [response for _, group in rankable for response in group]
+    return SamplingMetrics(
+        prompts=len(rankable),
+        completions=len(flat),
+        finished=sum(r.completion.finished for r in flat) / len(flat),
+        distinct=sum(len(_texts(g)) for _, g in rankable) / len(flat),
+        left_out=len(chosen) - len(rankable),
+        mean_tokens=sum(len(r.tokens) for r in flat) / len(flat),
+    )
+
+
+def _texts(group: Sequence[Response]) -> set[str]:
+    return {response.completion.text for response in group}
+
+
+def _repeats(group: Sequence[Response]) -> list[int]:
+    """Places of completions that repeat an earlier one of the same prompt."""
+    texts = [response.completion.text for response in group]
+    return [j for j, text in enumerate(texts) if text in texts[:j]]

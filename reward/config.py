@@ -1,0 +1,52 @@
+"""What can be configured of the reward model, and what every step on a device shares. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from labeling.config import UNKEYED
+
+
+class Compute(BaseModel, frozen=True, extra="forbid"):
+    """Seed and place of a computation."""
+
+    seed: int = Field(0, description="Seed of everything random in this step.")
+    device: str = Field(
+        "auto",
+        description="`auto` takes CUDA where it is there, else the CPU; or `cpu`, `cuda`, "
+        "`cuda:1`.",
+        json_schema_extra=UNKEYED,
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Precision of the arithmetic; `auto` is bfloat16 on CUDA and float32 on the "
+        "CPU. Weights under training stay in float32.",
+    )
+
+
+class RewardTraining(Compute, frozen=True, extra="forbid"):
+    """Training of the reward model with TRL's RewardTrainer."""
+
+    epochs: float = Field(2.0, gt=0, description="Passes over the training pairs.")
+    learning_rate: float = Field(1e-4, gt=0, description="Peak of the linear schedule.")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Share of the steps with warm-up.")
+    batch_size: int = Field(64, ge=1, description="Pairs in an optimizer step.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Pairs in memory at once; default: the whole batch."
+    )
+    max_length: int = Field(
+        1024,
+        ge=2,
+        description="Longest prompt plus completion in tokens; longer pairs are left "
+        "out and counted.",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm above which it is clipped.")
+    center_coefficient: float = Field(
+        0.01, ge=0, description="Weight of (r_chosen + r_rejected)², which keeps rewards near 0."
+    )
+    held_out_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of the prompts whose pairs only measure accuracy."
+    )

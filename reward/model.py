@@ -1,0 +1,154 @@
+"""The reward model: a sequence classifier with one output, and the normalisation of its scores."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from labeling.errors import InputError
+from labeling.hub import name_and_revision
+from labeling.records import Completion, Prompt
+from reward.compute import autocast
+from reward.encoding import completion_ids, load_tokenizer, prompt_ids
+
+PAD_TOKEN = "<|rankloop_pad|>"
+NORMALIZATION = "normalization.json"
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of the raw scores on the reference completions."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
+class RewardModel:
+    """Scores completions: the raw output at the last token, normalised."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        normalization: Normalization,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        model.to(device)  # type: ignore[arg-type]
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.normalization = normalization
+        self.device = device
+        self.dtype = dtype
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> RewardModel:
+        """Load what `save` wrote, or any sequence classifier with one label (not normalised).
+
+        Raises:
+            InputError: the folder holds no such model.
+        """
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        except Exception as error:  # transformers raises many kinds
+            reason = (str(error).strip().splitlines() or [repr(error)])[0]
+            raise InputError(f"cannot load a reward model from {folder}: {reason}") from error
+        if model.config.num_labels != 1:
+            raise InputError(
+                f"{folder} gives {model.config.num_labels} outputs; a reward model has one"
+            )
+        path = Path(folder) / NORMALIZATION
+        saved = json.loads(path.read_text()) if path.is_file() else {}
+        return cls(model, load_tokenizer(str(folder)), Normalization(**saved), device, dtype)
+
+    def save(self, folder: Path) -> None:
+        """Write safetensors, tokenizer and `normalization.json`."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        partial = folder / (NORMALIZATION + ".partial")
+        partial.write_text(json.dumps(asdict(self.normalization)))
+        os.replace(partial, folder / NORMALIZATION)
+
+    @torch.no_grad()
+    def raw_scores(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], batch_size: int = 128
+    ) -> Tensor:
+        """Unnormalised scores, float32 `(N,)` on the CPU, in the order given."""
+        ids = [
+            prompt_ids(self.tokenizer, p) + completion_ids(self.tokenizer, c)
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding in a batch
+        scores = torch.empty(len(ids))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            input_ids, attention_mask = pad_right(
+                [ids[i] for i in rows], self.model.config.pad_token_id
+            )
+            with autocast(self.device, self.dtype):
+                logits = self.model(
+                    input_ids=input_ids.to(self.device),
+                    attention_mask=attention_mask.to(self.device),
+                ).logits
+            scores[rows] = logits[:, 0].float().cpu()
+        return scores
+
+    def scores(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
+        """Normalised scores: mean 0 and standard deviation 1 on the reference completions."""
+        raw = self.raw_scores(prompts, completions)
+        return ((raw - self.normalization.mean) / self.normalization.std).tolist()
+
+
+def from_policy(policy: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A fresh reward model on the policy's trunk: head N(0, 1/√(d+1)) (Stiennon et al. 2020), and
+    a pad token of its own.
+
+    The score is read at the last token that is not padding. Where pad and EOS are one token, that
+    silently becomes the token before EOS, so a tokenizer without a pad token apart gets one.
+
+    Raises:
+        InputError: the policy cannot be loaded as a sequence classifier.
+    """
+    tokenizer = load_tokenizer(policy)
+    name, revision = name_and_revision(policy)
+    torch.manual_seed(seed)
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name, revision=revision, num_labels=1, dtype=torch.float32
+        )
+    except Exception as error:  # transformers raises many kinds
+        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise InputError(f"cannot make a reward model of {policy}: {reason}") from error
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        model.resize_token_embeddings(max(len(tokenizer), model.config.vocab_size))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    head = getattr(model, "score", None)
+    if isinstance(head, torch.nn.Linear):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            head.weight.normal_(0.0, 1 / math.sqrt(head.in_features + 1), generator=generator)
+    return model, tokenizer
+
+
+def pad_right(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token lists → `(B, T)` ids and their mask, 1 = valid."""
+    length = max(len(s) for s in sequences)
+    ids = torch.full((len(sequences), length), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids, mask

@@ -1,0 +1,111 @@
+import json
+
+import pytest
+import torch
+
+from labeling.errors import InputError
+from labeling.pairs import write_pairs
+from labeling.records import (
+    Candidates,
+    Completion,
+    Message,
+    PreferencePair,
+    Prompt,
+    read_candidates,
+    write_candidates,
+)
+from reward.config import RewardTraining
+from reward.model import RewardModel
+from reward.train import split_by_prompt, train_reward_model
+from tests import tiny
+
+CPU = torch.device("cpu")
+CONFIG = RewardTraining(epochs=16, learning_rate=5e-3, batch_size=16, held_out_fraction=0.2)
+
+
+def preferences(chat=False, count=60):
+    """`good` is preferred to `bad`, whatever stands around it."""
+    pairs = []
+    for i in range(count):
+        text = f"{tiny.WORDS[i % 14]} {tiny.WORDS[i // 14]}"
+        prompt = Prompt(messages=(Message("user", text),)) if chat else Prompt(text=text)
+        filler = tiny.WORDS[(i * 5) % 12]
+        pairs.append(
+            PreferencePair(prompt, Completion(f"{filler} good"), Completion(f"{filler} bad"))
+        )
+    return pairs
+
+
+def files(tmp_path, pairs):
+    write_pairs(pairs, tmp_path / "pairs.parquet")
+    candidates = [Candidates(p.prompt, (p.chosen, p.rejected)) for p in pairs]
+    write_candidates(candidates, tmp_path / "completions.parquet")
+    return tmp_path / "pairs.parquet", tmp_path / "completions.parquet"
+
+
+@pytest.mark.parametrize(("pad", "chat"), [(True, False), (False, True)])
+def test_it_learns_the_preference_and_is_normalised(tmp_path, pad, chat):
+    policy = str(tiny.save(tmp_path / "model", pad=pad, chat=chat))
+    pairs, completions = files(tmp_path, preferences(chat))
+    metrics = train_reward_model(CONFIG, policy, pairs, completions, tmp_path)
+    assert metrics.held_out_accuracy == 1.0
+    assert (metrics.held_out_pairs, metrics.train_pairs) == (12, 48)
+    model = RewardModel.load(tmp_path / "reward_model", CPU, torch.float32)
+    assert model.tokenizer.pad_token_id != model.tokenizer.eos_token_id
+    flat = [(c.prompt, a) for c in read_candidates(completions) for a in c.completions]
+    scores = torch.tensor(model.scores([p for p, _ in flat], [a for _, a in flat]))
+    assert scores.mean().item() == pytest.approx(0, abs=1e-4)
+    assert scores.std().item() == pytest.approx(1, abs=1e-4)
+    assert not list((tmp_path / "reward_model").glob("*.bin"))
+    assert json.loads((tmp_path / "reward_model" / "normalization.json").read_text())["std"] > 0
+
+
+def test_training_and_scoring_see_the_same_tokens(tmp_path):
+    policy = str(tiny.save(tmp_path / "model"))
+    pairs, completions = files(tmp_path, preferences())
+    train_reward_model(CONFIG, policy, pairs, completions, tmp_path)
+    model = RewardModel.load(tmp_path / "reward_model", CPU, torch.float32)
+    prompts = [Prompt(text="hello"), Prompt(text="the support desk answers now")]
+    answers = [Completion("good thanks"), Completion("bad", finished=False)]
+    together = model.raw_scores(prompts, answers)
+    alone = torch.cat([model.raw_scores([p], [a]) for p, a in zip(prompts, answers, strict=True)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    eos = model.tokenizer.eos_token
+    by_hand = model.tokenizer(f"hello good thanks {eos}", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert model.model(by_hand).logits[0, 0].item() == pytest.approx(alone[0].item(), abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    policy = str(tiny.save(tmp_path / "model"))
+    pairs, completions = files(tmp_path, preferences())
+    config = CONFIG.model_copy(update={"epochs": 1.0})
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        train_reward_model(config, policy, pairs, completions, tmp_path / name)
+    one, two = (
+        (tmp_path / n / "reward_model/model.safetensors").read_bytes() for n in ("one", "two")
+    )
+    assert one == two
+
+
+def test_no_prompt_is_on_both_sides_of_the_split():
+    pairs = preferences() * 3
+    train, held_out = split_by_prompt(pairs, 0.3, seed=1)
+    assert not {p.prompt.key for p in train} & {p.prompt.key for p in held_out}
+    assert len(train) + len(held_out) == len(pairs)
+    with pytest.raises(InputError, match="at least 2 are needed"):
+        split_by_prompt(pairs[:1], 0.3, seed=1)
+
+
+def test_pairs_that_are_too_long_are_counted_and_left_out(tmp_path):
+    policy = str(tiny.save(tmp_path / "model"))
+    long = PreferencePair(Prompt(text="hello"), Completion("good " * 30), Completion("bad"))
+    pairs, completions = files(tmp_path, [*preferences(), long, long])
+    config = CONFIG.model_copy(update={"epochs": 1.0, "max_length": 10})
+    metrics = train_reward_model(config, policy, pairs, completions, tmp_path)
+    assert metrics.too_long in (0, 2)  # 0 when the split held them out
+    assert metrics.too_long + metrics.train_pairs + metrics.held_out_pairs == 62
+    nothing = CONFIG.model_copy(update={"max_length": 2})
+    with pytest.raises(InputError, match=r"longer than reward\.max_length = 2"):
+        train_reward_model(nothing, policy, pairs, completions, tmp_path)
