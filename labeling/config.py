@@ -48,6 +48,7 @@ class SimulatedLabeler(BaseModel, frozen=True, extra="forbid"):
         description="The function that says how good a completion is, as `module_or_file:function` "
         "with the form score(prompts, completions) -> list of floats. File paths are relative to "
         "the config's folder.",
+        json_schema_extra=UNKEYED,
     )
     noise: float = Field(
         0.0, ge=0, description="Standard deviation of the noise added to each score."

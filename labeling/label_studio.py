@@ -32,7 +32,7 @@ _MARKER = "Ranked with Rankloop: please keep this line, the project is found by 
 _BATCH = 1000
 _REQUEST_S = 60.0
 _LONG_REQUEST_S = 600.0
-_ATTEMPTS = 5
+_ATTEMPTS = 6
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,7 @@ def _answer(
                     trouble, failures = error, failures + 1
                     if failures >= _TOO_MANY_FAILURES:
                         return posted, trouble
+                    continue
                 if posted % 50 == 0 or posted == len(todo):
                     logger.info(
                         "%s: %d/%d rankings, %.0f/s",

@@ -12,7 +12,8 @@ from ppo.config import PPO
 from ppo.generation import Response, counter_seed
 from ppo.policy import ActorCritic, assemble, response_logits
 from ppo.rollout import experience_of, read_rollout
-from ppo.train import learning_rate_at, update
+from ppo.train import learning_rate_at
+from ppo.update import update
 
 VOCABULARY, LENGTH, BETA = 8, 2, 0.5
 PROMPTS = [[0, 1], [2, 3], [4, 5]]

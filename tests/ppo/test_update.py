@@ -10,7 +10,8 @@ from ppo.config import PPO, Generation
 from ppo.generation import Generator, Response
 from ppo.policy import ActorCritic, assemble, response_logits, token_logprobs
 from ppo.rollout import experience_of, read_rollout
-from ppo.train import learning_rate_at, minibatch_loss, prompt_batch, update
+from ppo.train import learning_rate_at, prompt_batch
+from ppo.update import minibatch_loss, update
 from reward.encoding import prompt_ids
 from tests import tiny
 

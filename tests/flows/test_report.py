@@ -1,0 +1,133 @@
+import json
+import math
+import re
+from dataclasses import asdict
+from html.parser import HTMLParser
+
+import pytest
+
+from flows.config import RoundConfig
+from flows.report import CURVES, curve, write_report
+from labeling.pairs import PairMetrics
+from labeling.prompts import PromptMetrics
+from ppo.evaluate import EvaluationMetrics, PolicyFigures
+from ppo.generation import SamplingMetrics
+from ppo.train import PPOMetrics
+from reward.train import RewardMetrics
+
+HOSTILE = "<script>alert(1)</script> {{ 7*7 }} \u202e<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report over entries whose metrics have the stages' own types."""
+    root = tmp_path_factory.mktemp("report")
+    figures = {
+        "judge": 1.5,
+        "reward": 0.25,
+        "tokens": 12.5,
+        "finished": 0.99,
+        "distinct": 0.9,
+        "guards": {"valid": 0.875},
+    }
+    metrics = {
+        "prompts": PromptMetrics(90, 10, 3, 0),
+        "completions": SamplingMetrics(90, 360, 1.0, 0.99, 0, 12.0),
+        "pairs": PairMetrics(88, 400, 88, 1, 2, 3),
+        "reward": RewardMetrics(0.8125, 0.9, 360, 40, 0, 12, 0.5, 0.0, 1.0),
+        "ppo": PPOMetrics(5, 640, 7000, 0.0, 1.25, 3.5, 1.1, 0.05, 0.1, 0.6),
+        "evaluate": EvaluationMetrics(
+            win_rate=0.85,
+            win_rate_interval=(0.81, 0.88),
+            wins=8,
+            ties=1,
+            losses=1,
+            prompts=10,
+            kl=3.25,
+            judged_by="a judge function",
+            initial=PolicyFigures(**figures),
+            **figures,
+        ),
+    }
+    folders = {}
+    for name, value in metrics.items():
+        folders[name] = root / name
+        folders[name].mkdir()
+        manifest = {
+            "key": f"key-of-{name}",
+            "metrics": asdict(value),
+            "inputs": {"labels": "digest-of-labels"},
+            "libraries": {"torch": "2.13.0"},
+            "device": "cpu",
+            "commit": "0123456789abcdef",
+        }
+        (folders[name] / "manifest.json").write_text(json.dumps(manifest))
+    rows = [{name: math.sin(i) for name, _, _ in CURVES} for i in range(5)]
+    (folders["ppo"] / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    example = {
+        "prompt": HOSTILE,
+        "before": HOSTILE,
+        "after": HOSTILE,
+        "judge_before": 0.0,
+        "judge_after": 1.0,
+    }
+    (folders["evaluate"] / "examples.json").write_text(json.dumps([example]))
+    config = RoundConfig.model_validate(
+        {"name": "test", "model": str(root / "base"), "prompts": {"path": str(root / "p.jsonl")}}
+    )
+    out = root / "out"
+    out.mkdir()
+    folders["evaluation"] = folders.pop("evaluate")
+    write_report(config, labels=root / "labels.parquet", out=out, **folders)
+    return (out / "report.html").read_text(), root
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def parsed(html):
+    parser = Tags()
+    parser.feed(html)
+    return parser
+
+
+def test_every_text_of_a_model_is_shown_literally(report):
+    page = parsed(report[0])
+    assert not [tag for tag, _ in page.found if tag in ("script", "img", "iframe")]
+    assert page.text.count(HOSTILE) == 3
+
+
+def test_it_holds_everything_itself(report):
+    for tag, attributes in parsed(report[0]).found:
+        assert tag not in ("link", "object", "embed")
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+
+
+def test_the_figures_are_the_metrics(report):
+    text = re.sub(r"\s+", " ", parsed(report[0]).text)
+    for shown in ("85.0 %", "81.0 %", "88.0 %", "81.2 %", "88 rankings", "400", "0.875", "3.25"):
+        assert shown in text, shown
+
+
+def test_it_tells_no_path_of_the_machine(report):
+    html, root = report
+    assert str(root) not in html
+
+
+def test_pictures_suit_light_and_dark_and_repeat_to_the_byte():
+    rows = [{"objective/kl": float(i)} for i in range(4)]
+    svg = curve(rows, "objective/kl")
+    assert svg == curve(rows, "objective/kl")
+    assert "currentColor" in svg
+    assert not re.search(r"<svg[^>]* width=", svg)
