@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from labeling.config import Labeling, Pairs, Prompts
+from labeling.config import UNKEYED, Labeling, Pairs, Prompts
 from ppo.config import PPO, SFT, Evaluation, Sampling
 from reward.config import RewardTraining
 
@@ -21,7 +21,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "evaluation": Evaluation,
 }
 # Said once at the top, they hold for every section that has the field and does not set its own.
-SHARED = ("seed", "device", "dtype", "max_new_tokens")
+SHARED = ("seed", "device", "threads", "dtype", "max_new_tokens")
 
 
 class RoundConfig(BaseModel, frozen=True, extra="forbid"):
@@ -32,7 +32,14 @@ class RoundConfig(BaseModel, frozen=True, extra="forbid"):
         description="Name of the run: its folder under runs/ and its Label Studio project.",
     )
     seed: int = Field(0, description="Seed of every step that does not set its own.")
-    device: str = Field("auto", description="Device of every step: `auto`, `cpu`, `cuda`.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="Device of every step; `auto` takes CUDA where it is there.",
+        json_schema_extra=UNKEYED,
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of every step; torch's own choice without it."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of every step that does not set its own."
     )
@@ -40,7 +47,8 @@ class RoundConfig(BaseModel, frozen=True, extra="forbid"):
         128, ge=1, description="Longest completion in tokens, in sampling, PPO and evaluation."
     )
     model: str = Field(
-        description="The model to align: a folder in transformers' format, or a name on the hub."
+        description="The model to align: a folder in transformers' format, or a name on the hub.",
+        json_schema_extra=UNKEYED,
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     prompts: Prompts

@@ -40,6 +40,7 @@ class PairMetrics:
     bad_prompt: int
     identical_texts: int
     all_tied: int
+    unranked: int
 
 
 def make_pairs(config: Pairs, completions: Path, labels: Path, out: Path) -> PairMetrics:
@@ -66,6 +67,9 @@ def make_pairs(config: Pairs, completions: Path, labels: Path, out: Path) -> Pai
         if ranking.bad_prompt:
             refused["bad_prompt"] += 1
             continue
+        if not ranking.tiers:  # only said that no answer is acceptable
+            refused["unranked"] += 1
+            continue
         new, identical = pairs_of(ranking, tasks[ranking.task], config)
         refused["identical_texts"] += identical
         refused["all_tied"] += not new and not identical
@@ -80,6 +84,7 @@ def make_pairs(config: Pairs, completions: Path, labels: Path, out: Path) -> Pai
         bad_prompt=refused["bad_prompt"],
         identical_texts=refused["identical_texts"],
         all_tied=refused["all_tied"],
+        unranked=refused["unranked"],
     )
     logger.info("%d rankings gave %d pairs", metrics.rankings, metrics.pairs)
     return metrics

@@ -29,7 +29,8 @@ class SFT(Compute, frozen=True, extra="forbid"):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm above which it is clipped.")
     completion_only: bool = Field(
-        True, description="Loss on the completion only (needs `prompt` and `completion`)."
+        True,
+        description="Loss on the completion only; of `messages`, the last one is the completion.",
     )
 
 

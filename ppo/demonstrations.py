@@ -43,8 +43,8 @@ def parse_demonstration(row: dict[str, Any], where: str) -> Demonstration:
         messages = row["messages"]
         if not isinstance(messages, list) or len(messages) < 2:
             raise InputError(f"{where}: 'messages' needs a question and its answer at least")
-        prompt = parse_prompt(messages[:-1], where, "messages")
-        return Demonstration(prompt, _answer(messages[-1], where, "messages"))
+        answer = _answer(messages[-1], where, "messages")
+        return Demonstration(parse_prompt(messages[:-1], where, "messages"), answer)
     for column in ("prompt", "completion"):
         if row.get(column) is None:
             raise InputError(
@@ -105,8 +105,10 @@ def _completion_ids(
         return plain
     messages = [{"role": m.role, "content": m.content} for m in demonstration.prompt.messages]
     answer = {"role": "assistant", "content": demonstration.completion}
-    before = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*messages, answer], tokenize=False)
+    before = str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    )
+    whole = str(tokenizer.apply_chat_template([*messages, answer], tokenize=False))
     if not whole.startswith(before):  # the template rewrites history; sampling never sees that
         return plain
     ids = list(tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"])

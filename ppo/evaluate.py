@@ -20,7 +20,7 @@ from labeling.scoring import load_score_function
 from ppo.config import Evaluation
 from ppo.generation import Generator, Response, choose, encode_prompts
 from ppo.policy import assemble, load_policy, response_logits, token_logprobs
-from reward.compute import autocast, resolve_device, resolve_dtype
+from reward.compute import autocast, place
 from reward.encoding import load_tokenizer
 from reward.model import RewardModel
 
@@ -87,8 +87,7 @@ def evaluate_policy(
     """
     if judge is None and reward_model is None:
         raise InputError("evaluation needs a judge function or a reward model; neither was given")
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
+    device, dtype = place(config)
     tokenizer = load_tokenizer(initial)
     model = load_policy(initial).to(device)  # type: ignore[arg-type]
     chosen = choose(read_prompts(prompts, "evaluation"), config.prompts, config.seed)

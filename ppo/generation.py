@@ -16,7 +16,7 @@ from labeling.errors import InputError
 from labeling.records import Candidates, Completion, Prompt, read_prompts, write_candidates
 from ppo.config import Generation, Sampling
 from ppo.policy import load_policy, stop_tokens
-from reward.compute import autocast, resolve_device, resolve_dtype
+from reward.compute import autocast, place
 from reward.encoding import load_tokenizer, prompt_ids
 
 logger = logging.getLogger(__name__)
@@ -187,10 +187,10 @@ def sample_completions(config: Sampling, policy: str, prompts: Path, out: Path) 
     Raises:
         InputError: the policy cannot be loaded, or no prompt can be ranked.
     """
-    device = resolve_device(config.device)
+    device, dtype = place(config)
     tokenizer = load_tokenizer(policy)
     model = load_policy(policy).to(device)  # type: ignore[arg-type]
-    generator = Generator(model, tokenizer, config, resolve_dtype(config.dtype, device))
+    generator = Generator(model, tokenizer, config, dtype)
     chosen = choose(read_prompts(prompts, "train"), config.prompts, config.seed)
     chosen, ids = encode_prompts(tokenizer, chosen, model, config.max_new_tokens)
     k = config.completions_per_prompt

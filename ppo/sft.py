@@ -28,7 +28,7 @@ from labeling.prompts import read_rows
 from ppo.config import SFT
 from ppo.demonstrations import Encoded, encode_demonstration, parse_demonstration
 from ppo.policy import load_policy, save_policy, stop_tokens
-from reward.compute import LogProgress, resolve_device, resolve_dtype, trainer_arguments
+from reward.compute import LogProgress, place, trainer_arguments
 from reward.encoding import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def train_sft(config: SFT, model: str, data: str, out: Path) -> SFTMetrics:
         InputError: the data or the model cannot be read, no completion lies within `max_length`,
             the batch sizes do not fit, or the loss stops being a number.
     """
-    device = resolve_device(config.device)
+    device, dtype = place(config)
     micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
     if config.batch_size % micro:
         raise InputError(
@@ -106,7 +106,7 @@ def train_sft(config: SFT, model: str, data: str, out: Path) -> SFTMetrics:
                 data_seed=config.seed,
                 logging_steps=max(1, steps // 50),
                 logging_nan_inf_filter=False,
-                **trainer_arguments(device, resolve_dtype(config.dtype, device)),
+                **trainer_arguments(device, dtype),
             ),
             train_dataset=as_dataset(examples, config.completion_only).select(order),
             processing_class=tokenizer,
@@ -140,7 +140,7 @@ def give_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         vocabulary = tokenizer.get_vocab()
         spare = next((token for token in SPARE_TOKENS if token in vocabulary), PAD_TOKEN)
         tokenizer.add_special_tokens({"pad_token": spare})
-        rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+        rows = len(model.get_input_embeddings().get_parameter("weight"))
         if len(tokenizer) > rows:
             model.resize_token_embeddings(len(tokenizer))
         logger.info("the tokenizer has no pad token of its own: %s is it now", spare)

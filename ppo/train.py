@@ -25,7 +25,7 @@ from ppo.kl import AdaptiveKL, FixedKL
 from ppo.policy import ActorCritic, load_policy, save_policy
 from ppo.rollout import Experience, Rollout, Score, collect, experience_of
 from ppo.update import update
-from reward.compute import resolve_device, resolve_dtype
+from reward.compute import place
 from reward.encoding import load_tokenizer
 from reward.model import RewardModel
 
@@ -71,8 +71,7 @@ def train_ppo(
         InputError: neither reward is given, or something cannot be loaded.
         FloatingPointError: a loss became NaN or infinite.
     """
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
+    device, dtype = place(config)
     score = _score(reward_model, reward_function, device, dtype)
     tokenizer = load_tokenizer(policy)
     model = load_policy(policy)

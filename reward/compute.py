@@ -10,25 +10,38 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from labeling.errors import InputError
+from reward.config import Compute
 
 logger = logging.getLogger(__name__)
+
+
+def place(config: Compute) -> tuple[torch.device, torch.dtype]:
+    """Device and precision of a step, and the CPU threads it may use.
+
+    Raises:
+        InputError: CUDA was asked for and is not there, or several GPUs are visible.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    return device, resolve_dtype(config.dtype, device)
 
 
 def resolve_device(device: str) -> torch.device:
     """`auto` → CUDA where it is there, else the CPU.
 
     Raises:
-        InputError: a device that torch does not know, or CUDA where there is none.
+        InputError: CUDA was asked for and is not there, or several GPUs are visible: a step works
+            on one, and the trainers would silently choose.
     """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device '{device}' is not one; use auto, cpu, cuda or cuda:N") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device '{device}' was asked for, but torch sees no GPU here")
-    return resolved
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise InputError("device 'cuda' was asked for, but torch sees no GPU here")
+    if gpus > 1:
+        raise InputError(
+            f"{gpus} GPUs are visible and a step works on one; name it with CUDA_VISIBLE_DEVICES=0"
+        )
+    return torch.device("cuda" if gpus else "cpu")
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

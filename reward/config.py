@@ -13,11 +13,16 @@ class Compute(BaseModel, frozen=True, extra="forbid"):
     """Seed and place of a computation."""
 
     seed: int = Field(0, description="Seed of everything random in this step.")
-    device: str = Field(
+    device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="`auto` takes CUDA where it is there, else the CPU; or `cpu`, `cuda`, "
-        "`cuda:1`.",
+        description="`auto` takes CUDA where it is there, else the CPU.",
         json_schema_extra=UNKEYED,
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads; torch's own choice without it. One is the fastest for tiny "
+        "models, and sums in the same order on every machine.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",

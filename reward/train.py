@@ -17,7 +17,7 @@ from trl import RewardConfig, RewardTrainer
 from labeling.errors import InputError
 from labeling.pairs import read_pairs
 from labeling.records import PreferencePair, read_candidates
-from reward.compute import LogProgress, resolve_device, resolve_dtype, trainer_arguments
+from reward.compute import LogProgress, place, trainer_arguments
 from reward.config import RewardTraining
 from reward.encoding import completion_ids, prompt_ids
 from reward.model import Normalization, RewardModel, from_policy
@@ -55,8 +55,13 @@ def train_reward_model(
     Raises:
         InputError: there are too few pairs or prompts, or the model cannot be loaded.
     """
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
+    device, dtype = place(config)
+    micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    if config.batch_size % micro:
+        raise InputError(
+            f"reward.batch_size {config.batch_size} is no multiple of reward.micro_batch_size "
+            f"{micro}"
+        )
     train, held_out = split_by_prompt(read_pairs(pairs), config.held_out_fraction, config.seed)
     model, tokenizer = from_policy(policy, config.seed)
     rows = [row for pair in train if (row := encode_pair(tokenizer, pair, config.max_length))]
@@ -68,7 +73,6 @@ def train_reward_model(
         )
     if too_long:
         logger.warning("%d pairs are longer than %d tokens: left out", too_long, config.max_length)
-    micro = config.micro_batch_size or config.batch_size
     steps = max(1, round(config.epochs * len(rows) / config.batch_size))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         trainer = RewardTrainer(
@@ -79,8 +83,8 @@ def train_reward_model(
                 learning_rate=config.learning_rate,
                 lr_scheduler_type="linear",
                 warmup_steps=round(config.warmup_ratio * steps),
-                per_device_train_batch_size=min(micro, config.batch_size),
-                gradient_accumulation_steps=max(1, config.batch_size // micro),
+                per_device_train_batch_size=micro,
+                gradient_accumulation_steps=config.batch_size // micro,
                 weight_decay=config.weight_decay,
                 max_grad_norm=config.max_grad_norm,
                 center_rewards_coefficient=config.center_coefficient or None,

@@ -33,7 +33,7 @@ def report(tmp_path_factory):
     metrics = {
         "prompts": PromptMetrics(90, 10, 3, 0),
         "completions": SamplingMetrics(90, 360, 1.0, 0.99, 0, 12.0),
-        "pairs": PairMetrics(88, 400, 88, 1, 2, 3),
+        "pairs": PairMetrics(88, 400, 88, 1, 2, 3, 0),
         "reward": RewardMetrics(0.8125, 0.9, 360, 40, 0, 12, 0.5, 0.0, 1.0),
         "ppo": PPOMetrics(5, 640, 7000, 0.0, 1.25, 3.5, 1.1, 0.05, 0.1, 0.6),
         "evaluate": EvaluationMetrics(

@@ -75,11 +75,12 @@ def test_bad_prompts_and_full_ties_are_counted_not_paired(tmp_path):
         RANKING,
         Ranking(TASK.key, "bad@example.org", RANKING.tiers, bad_prompt=True),
         Ranking(TASK.key, "tie@example.org", ((0, 1, 2, 3),)),
+        Ranking(TASK.key, "none@example.org", (), none_acceptable=True),
     ]
     write_rankings(rankings, tmp_path / "l.parquet")
     metrics = make_pairs(Pairs(), tmp_path / "c.parquet", tmp_path / "l.parquet", tmp_path)
-    assert (metrics.rankings, metrics.pairs) == (3, 5)
-    assert (metrics.bad_prompt, metrics.all_tied) == (1, 1)
+    assert (metrics.rankings, metrics.pairs) == (4, 5)
+    assert (metrics.bad_prompt, metrics.all_tied, metrics.unranked) == (1, 1, 1)
 
 
 def test_labels_of_other_completions_are_refused(tmp_path):

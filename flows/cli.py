@@ -1,0 +1,180 @@
+"""The command line: parses and calls, nothing else. Anything slow to import waits for its use."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labeling.errors import InputError
+
+if TYPE_CHECKING:
+    from flows.config import RoundConfig
+
+RUN_HELP = """\
+CONFIG is a YAML file. Every field can be overridden: --seed 7, --ppo.kl_coef 0.1 …; another seed
+than the file's is another run, runs/<name>-seed-7/. `rankloop run --fields` lists all of them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `rankloop`. Exits with 0, 1 (our trouble), 2 (the user can mend it) or 130."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(given)
+    except InputError as error:
+        sys.exit(_complain(str(error), 2))
+    except KeyboardInterrupt:
+        again = " ".join(["rankloop", *given])
+        message = f"stopped; what is finished is kept, `{again}` goes on from there"
+        sys.exit(_complain(message, 130))
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        sys.exit(_complain(_report_bug(error), 1))
+
+
+def _dispatch(given: Sequence[str]) -> None:
+    parser, run = _parser()
+    options, flags = parser.parse_known_args(given)
+    if options.command == "run":
+        if options.fields:
+            return _print_fields()
+        if options.config is None:
+            run.error("give a CONFIG, e.g. examples/support/config.yaml")
+        return _run(options.config, flags)
+    if flags:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    if options.command == "demo":
+        return _demo(options.seed)
+    if options.command == "report":
+        return _report(options.run)
+    return {"up": _up, "down": _down, "status": _status}[options.command]()
+
+
+def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    parser = argparse.ArgumentParser(
+        "rankloop",
+        description="Human rankings in, an aligned model out, round after round.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("up", help="start Prefect and Label Studio, or find them running")
+    commands.add_parser("down", help="end what `up` started")
+    commands.add_parser("status", help="how the servers and the rounds are")
+    demo = commands.add_parser("demo", help="the support-desk example, from its corpus to a report")
+    demo.add_argument("--seed", type=int, help="another seed than the example's is another run")
+    run = commands.add_parser(
+        "run",
+        help="one round of CONFIG, here and now",
+        epilog=RUN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="rankloop run CONFIG [--section.field VALUE …] [--seed N]",
+    )
+    run.add_argument("config", type=Path, nargs="?", metavar="CONFIG")
+    run.add_argument("--fields", action="store_true", help="list every field, then stop")
+    report = commands.add_parser("report", help="print the path of a run's newest report")
+    report.add_argument("run", nargs="?", help="a config file or a run's name; default: the newest")
+    return parser, run
+
+
+# --- rounds --------------------------------------------------------------------------------------
+
+
+def _demo(seed: int | None) -> None:
+    from flows import demo  # noqa: PLC0415
+
+    _run(demo.prepare(), [] if seed is None else ["--seed", str(seed)])
+
+
+def _run(path: Path, flags: Sequence[str]) -> None:
+    from flows.load import load_config  # noqa: PLC0415
+
+    _round(load_config(path, flags))
+
+
+def _round(config: RoundConfig) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    from flows import launch  # noqa: PLC0415
+
+    # Without a terminal nobody said how wide a line may be.
+    launch.run_round(config, Console(width=None if sys.stdout.isatty() else 140))
+
+
+def _report(run: str | None) -> None:
+    from flows.record import newest_report  # noqa: PLC0415
+
+    name = run
+    if run is not None and run.endswith((".yaml", ".yml")):
+        from flows.load import load_config  # noqa: PLC0415
+
+        name = load_config(Path(run)).name
+    print(newest_report(Path.cwd() / "runs", name))
+
+
+def _print_fields() -> None:
+    from flows.load import fields  # noqa: PLC0415
+
+    for name, field in fields():
+        print(f"--{name}\n    {field.description or ''}")
+
+
+# --- servers -------------------------------------------------------------------------------------
+
+
+def _up() -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    from flows import launch  # noqa: PLC0415
+
+    launch.bring_up(Console())
+
+
+def _down() -> None:
+    from flows import servers  # noqa: PLC0415
+
+    stopped = servers.down(servers.default_home())
+    print(f"stopped: {', '.join(stopped)}" if stopped else "nothing of ours was running")
+
+
+def _status() -> None:
+    from flows import record, servers  # noqa: PLC0415
+
+    for server in servers.status(servers.default_home()):
+        state = "ready" if server.ready else "not running" if server.pid is None else "not ready"
+        memory = f", {server.memory_mb:.0f} MB" if server.memory_mb else ""
+        print(f"{server.title:<13} {state:<12} {server.url} ({server.where}{memory})")
+        if server.log and not server.ready and server.pid is not None:
+            print(f"{'':<13} log: {server.log}")
+    for line in record.describe_rounds(Path.cwd() / "runs"):
+        print(line)
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"rankloop: {message}", file=sys.stderr)
+    return code
+
+
+def _report_bug(error: Exception) -> str:
+    """One line for the terminal; the traceback goes to a log that the line names."""
+    reason = (str(error).splitlines() or [""])[0]
+    if hasattr(error, "log"):  # a stage that failed has named its own
+        return reason
+    home = Path(os.environ.get("RANKLOOP_HOME") or ".rankloop")
+    log = home / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {reason} (traceback in {log})"
+
+
+if __name__ == "__main__":
+    main()

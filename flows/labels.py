@@ -1,0 +1,178 @@
+"""The round's dealings with people: publish, wait, freeze. Each is idempotent, and cheap when
+there is nothing to do. No Prefect."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from labeling import simulated
+from labeling.config import Labeling
+from labeling.errors import InputError
+from labeling.label_studio import LabelStudio, Project
+from labeling.rankings import rankings_from_export
+from labeling.records import Candidates, Ranking, read_candidates, read_rankings, write_rankings
+from labeling.scoring import load_score_function
+
+logger = logging.getLogger(__name__)
+
+# While waiting, an export (a second for a thousand tasks) is asked for when the count of answers
+# says that it may be enough, and at least this often: an edit changes no count.
+_EXPORT_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Published:
+    """The labeling project, and its tasks: the completions of this file."""
+
+    project: Project
+    completions: Path
+    tasks: int
+    created: int
+
+    @property
+    def where(self) -> str:
+        return self.project.url
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How many answers simulated labelers gave now."""
+
+    answers: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The gate is open: so many usable rankings are there."""
+
+    rankings: int
+
+
+@dataclass(frozen=True)
+class FrozenLabels:
+    """The rankings that this round learns from: the file, and how it came to be. `refused` is
+    empty when they were frozen before."""
+
+    output: Path
+    rankings: int
+    labelers: int
+    reused: bool
+    refused: dict[str, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def where(self) -> str:
+        return str(self.output)
+
+
+def publish(label_studio: LabelStudio, name: str, config: Labeling, completions: Path) -> Published:
+    """Put the completions before labelers in the project `name`; nothing is put there twice."""
+    tasks = read_candidates(completions)
+    answers_per_task = math.ceil(rankings_wanted(config, len(tasks)) / len(tasks))
+    overlap = max(1, len(config.simulated), answers_per_task)
+    project = label_studio.ensure_project(name, config.instructions, overlap)
+    report = label_studio.publish(project, tasks)
+    return Published(project, completions, len(tasks), report.created)
+
+
+def rankings_wanted(config: Labeling, tasks: int) -> int:
+    return config.wanted or tasks
+
+
+def usable_rankings(
+    label_studio: LabelStudio, project: Project, tasks: Sequence[Candidates]
+) -> tuple[list[Ranking], Counter[str]]:
+    return rankings_from_export(label_studio.export(project), tasks)
+
+
+def simulate(label_studio: LabelStudio, published: Published, config: Labeling) -> Answered:
+    """Let every simulated labeler answer what it has not answered yet."""
+    tasks = read_candidates(published.completions)
+    return Answered(
+        sum(
+            simulated.answer_tasks(
+                labeler,
+                load_score_function(labeler.score),
+                label_studio,
+                published.project,
+                tasks,
+            )
+            for labeler in config.simulated
+        )
+    )
+
+
+def wait_for_rankings(label_studio: LabelStudio, published: Published, config: Labeling) -> Opened:
+    """Wait until there are enough usable rankings.
+
+    A labeler's latest answer to a task counts once; flagged prompts count as answered.
+    """
+    project, tasks = published.project, read_candidates(published.completions)
+    wanted = rankings_wanted(config, len(tasks))
+    answers = label_studio.count(project).answers
+    usable, looked = len(usable_rankings(label_studio, project, tasks)[0]), time.monotonic()
+    while usable < wanted:
+        logger.info(
+            "%d of %d rankings are there; rank at %s",
+            usable,
+            wanted,
+            project.url,
+            extra={"progress": (usable, wanted)},
+        )
+        time.sleep(config.poll_seconds)
+        now = label_studio.count(project).answers
+        enough = usable + now - answers >= wanted
+        if enough or time.monotonic() - looked > _EXPORT_EVERY_S:
+            answers, looked = now, time.monotonic()
+            usable = len(usable_rankings(label_studio, project, tasks)[0])
+    return Opened(usable)
+
+
+def find_frozen(labels: Path, completions: Path) -> FrozenLabels | None:
+    """The labels if they were frozen before.
+
+    Raises:
+        InputError: they rank other completions than this round's.
+    """
+    if not labels.exists():
+        return None
+    try:
+        rankings = read_rankings(labels)
+    except Exception as error:  # pyarrow's errors are many and unrelated
+        raise InputError(
+            f"{labels} cannot be read ({type(error).__name__}): remove it to freeze the labels anew"
+        ) from error
+    known = {task.key for task in read_candidates(completions)}
+    strangers = sum(ranking.task not in known for ranking in rankings)
+    if strangers:
+        raise InputError(
+            f"{labels}: {strangers} of {len(rankings)} rankings are of other completions (the "
+            "model, the prompts or the sampling changed since); give this run another name with "
+            "--name, or remove that file to rank anew"
+        )
+    return FrozenLabels(labels, len(rankings), len({r.labeler for r in rankings}), reused=True)
+
+
+def freeze(label_studio: LabelStudio, published: Published, labels: Path) -> FrozenLabels:
+    """Write the usable rankings to `labels`, atomically; for a round that has none yet."""
+    tasks = read_candidates(published.completions)
+    rankings, refused = usable_rankings(label_studio, published.project, tasks)
+    write_rankings(rankings, labels)
+    if refused:
+        logger.warning(
+            "%d answers are not used: %s",
+            refused.total(),
+            ", ".join(f"{count} {reason}" for reason, count in refused.most_common()),
+        )
+    return FrozenLabels(
+        labels,
+        len(rankings),
+        len({r.labeler for r in rankings}),
+        reused=False,
+        refused={str(reason): count for reason, count in refused.items()},
+    )

@@ -1,0 +1,88 @@
+"""Brings the servers up and runs a round in this process, with everything that a person at the
+terminal sees of it. Sets Prefect's environment before importing it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows import servers
+from flows.progress import LOGGERS, Step, Terminal
+from flows.servers import Servers
+from flows.summary import step_rows
+
+if TYPE_CHECKING:
+    from flows.config import RoundConfig
+
+logger = logging.getLogger(__name__)
+
+
+def bring_up(console: Console) -> Servers:
+    """Start the servers that do not run, and print where they are; the login only once."""
+    clock = time.monotonic()
+    with Terminal(console):
+        logger.info("starting", extra={"step": Step("servers", "begin")})
+        up = servers.up(servers.default_home())
+        seconds = time.monotonic() - clock
+        logger.info("ready", extra={"step": Step("servers", "made", seconds, "ready")})
+    console.print(f"Prefect       {up.prefect.ui_url}", highlight=False)
+    console.print(f"Label Studio  {up.label_studio.url}", highlight=False)
+    if login := up.label_studio.login:
+        console.print(
+            f"              log in as {escape(login.email)} with {escape(login.password)} "
+            f"(shown once; kept in {servers.default_home() / 'credentials.json'})",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return up
+
+
+def run_round(config: RoundConfig, console: Console) -> None:
+    """Run one round and end with a table and three addresses."""
+    up = bring_up(console)
+    set_prefect_environment(up)
+    from flows.round import rankloop_round  # noqa: PLC0415 - imports Prefect
+
+    with Terminal(console):
+        document = rankloop_round(config)
+    _print_closing(document, console)
+
+
+def set_prefect_environment(up: Servers) -> None:
+    """Point Prefect at the server, and its logging at the dashboard alone: the terminal has our
+    own bars."""
+    home = servers.default_home()
+    os.environ.update(
+        {
+            "PREFECT_API_URL": up.prefect.api_url,
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+            "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS),
+            "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        }
+    )
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def _print_closing(document: dict[str, Any], console: Console) -> None:
+    table = Table(title=f"{document['name']}, round {document['round']}", title_justify="left")
+    for column in ("step", "time", "result", "where it is"):
+        table.add_column(column, overflow="fold")
+    for row in step_rows(document):
+        where = row["where"]
+        if where.startswith("/"):
+            where = os.path.relpath(where, Path.cwd())
+        table.add_row(row["step"], row["time"], escape(row["result"]), escape(where))
+    console.print(table)
+    for name, address in document["addresses"].items():
+        console.print(f"{name:<10} {address}", highlight=False, soft_wrap=True)

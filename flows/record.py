@@ -1,0 +1,195 @@
+"""What a person looks for in `runs/<name>/rounds/NNN/`: round.json, the report, links into the
+store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from flows.config import RoundConfig
+from flows.runner import StageResult
+from flows.store import MANIFEST, write_json
+from labeling.errors import InputError
+
+# The folder's name for each stage's output; `evaluate`'s is its whole entry.
+LINKS = {
+    "prompts": "prompts.parquet",
+    "sft": "initial_policy",
+    "completions": "completions.parquet",
+    "pairs": "pairs.parquet",
+    "reward": "reward_model",
+    "ppo": "policy",
+    "evaluate": "evaluation",
+}
+
+
+class RoundRecord:
+    """One round's folder and its round.json, which is rewritten whole after every step.
+
+    `document` is what round.json holds: name, round, status (`running`, `complete`, `failed`,
+    `interrupted`), error, config, seed, versions, commit, times, addresses, `stages.<name>` with
+    seconds, reused, key and path, and the metrics of the main ones under `prompts`, `labels`,
+    `reward`, `ppo` and `evaluation`.
+    """
+
+    def __init__(self, runs: Path, config: RoundConfig, number: int = 0) -> None:
+        self.folder = runs.resolve() / config.name / "rounds" / f"{number:03d}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / ".lock")
+        earlier = self._earlier()
+        self.document: dict[str, Any] = {
+            "name": config.name,
+            "round": number,
+            "status": "running",
+            "error": None,
+            "seed": config.seed,
+            "started": _now(),
+            "finished": None,
+            "addresses": {},
+            "labels": earlier.get("labels", {}),  # how they were frozen is known only once
+            "stages": {},
+            "versions": {},
+            "commit": None,
+            "config": config.model_dump(mode="json"),
+        }
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "round.json"
+
+    @property
+    def labels_path(self) -> Path:
+        return self.folder / "labels.parquet"
+
+    def _earlier(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.path.read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def __enter__(self) -> RoundRecord:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"another process is at work on {self.folder}: wait for it, or give this run "
+                "another name with --name"
+            ) from None
+        self.save()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        status = "interrupted" if interrupted else "failed" if kind else "complete"
+        message = (str(error) or type(error).__name__).splitlines()[0] if error else None
+        self.document |= {"status": status, "error": message, "finished": _now()}
+        self.save()
+        self._lock.release()
+
+    def save(self) -> None:
+        write_json(self.path, self.document)
+
+    def add(self, result: StageResult, line: str) -> None:
+        """Note a stage's result, with one line for people, and link its output."""
+        manifest = json.loads((result.path / MANIFEST).read_text())
+        self.document["stages"][result.stage] = {
+            "seconds": round(result.seconds, 3),
+            "made_seconds": round(result.made_seconds, 3),
+            "reused": result.reused,
+            "result": line,
+            "where": str(self._shown(result)),
+            "key": result.key,
+            "path": str(result.path),
+            "device": manifest["device"],
+        }
+        metrics = result.metrics
+        if result.stage == "pairs":
+            self.document["labels"] |= {k: v for k, v in metrics.items() if k != "rankings"}
+        elif result.stage == "evaluate":
+            self.document["evaluation"] = metrics
+        else:
+            self.document[result.stage] = metrics
+        self.document["versions"] |= manifest["libraries"]
+        self.document["commit"] = manifest["commit"]
+        self.save()
+
+    def add_sync(self, name: str, seconds: float, reused: bool, line: str, where: str) -> None:
+        self.document["stages"][name] = {
+            "seconds": round(seconds, 3),
+            "reused": reused,
+            "result": line,
+            "where": where,
+        }
+        self.save()
+
+    def _shown(self, result: StageResult) -> Path:
+        """Put the stage's output where a person looks for it."""
+        if result.stage == "report":  # a copy: it is sent to others
+            self._copy(result.output, result.output.name)
+            shown = self.folder / result.output.name
+            self.document["addresses"]["report"] = shown.as_uri()
+            return shown
+        self._link(result.output, LINKS[result.stage])
+        return self.folder / LINKS[result.stage]
+
+    def _link(self, target: Path, name: str) -> None:
+        partial = self.folder / f".{name}.partial"
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(os.path.relpath(target, self.folder))
+        os.replace(partial, self.folder / name)
+
+    def _copy(self, source: Path, name: str) -> None:
+        partial = self.folder / f".{name}.partial"
+        shutil.copyfile(source, partial)
+        os.replace(partial, self.folder / name)
+
+
+def describe_rounds(runs: Path) -> list[str]:
+    """A line for each round below `runs`: what it is at, or how it ended."""
+    lines = []
+    for path in sorted(runs.glob("*/rounds/*/round.json")):
+        document = json.loads(path.read_text())
+        steps = list(document["stages"])
+        state = document["status"]
+        if state == "running" and not _is_locked(path.parent):
+            state = "killed"  # it had no time to write it down
+        if state != "complete" and steps:
+            state += f" after '{steps[-1]}'"
+        if document["error"]:
+            state += f": {document['error']}"
+        lines.append(f"{document['name']} round {document['round']}: {state}")
+    return lines
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def newest_report(runs: Path, name: str | None = None) -> Path:
+    """The report written last: of the run `name`, or of all.
+
+    Raises:
+        InputError: there is none.
+    """
+    reports = list(runs.glob(f"{name or '*'}/rounds/*/report.html"))
+    if not reports:
+        there = sorted(p.name for p in runs.iterdir() if p.is_dir()) if runs.is_dir() else []
+        hint = f"; there are {', '.join(there)}" if there and name else ""
+        raise InputError(f"no report in {runs / (name or '')}{hint}: `rankloop run` writes one")
+    return max(reports, key=lambda path: path.stat().st_mtime)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,221 @@
+"""Runs a stage: takes it from the store, or makes it in a child process (flows/stage.py)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel
+
+from flows.inputs import resolve_inputs
+from flows.stage import PARENT
+from flows.stages import Stage
+from flows.store import Damage, Entry, Store, make_key, write_json
+from labeling.errors import InputError
+
+# Secrets of the servers are no business of a stage.
+_HIDDEN = ("LABEL_STUDIO_", "PREFECT_")
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One log record of a stage. `progress` is (done, total)."""
+
+    level: int
+    logger: str
+    message: str
+    progress: tuple[int, int] | None = None
+    metrics: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A whole entry. `seconds` is what this call took, `made_seconds` what the stage took when
+    the entry was made; `output` is the file or folder that later stages take."""
+
+    stage: str
+    key: str
+    path: Path
+    output: Path
+    reused: bool
+    seconds: float
+    made_seconds: float
+    metrics: dict[str, Any] = field(hash=False)
+
+
+class StageError(RuntimeError):
+    """A stage failed and it is not the user's input. `log` holds the whole story; `retriable`
+    says whether a second try can help (the machine killed it, the network broke)."""
+
+    def __init__(self, message: str, log: Path, retriable: bool) -> None:
+        super().__init__(message)
+        self.log = log
+        self.retriable = retriable
+
+
+def run_stage(
+    stage: Stage,
+    config: BaseModel,
+    inputs: Mapping[str, Any],
+    home: Path,
+    on_line: Callable[[Line], None],
+    *,
+    verify: bool = False,
+) -> StageResult:
+    """The stage's entry in `home/store`, made now unless a whole one is there.
+
+    Args:
+        inputs: by name; paths, hub names, or `module_or_file:function`, as the stage declares.
+        on_line: called with every log record of the child, in order.
+        verify: digest the files of an existing entry in place of trusting sizes and times.
+
+    Raises:
+        InputError: the stage, or the look at its inputs, found something a person can mend.
+        StageError: it failed otherwise.
+    """
+    clock = time.monotonic()
+    store = Store(home / "store")
+    given, digests = resolve_inputs(stage, inputs, store)
+    key = make_key(stage.name, stage.version, config, digests)
+    found = store.find(stage.name, key, verify)
+    if isinstance(found, Damage):
+        on_line(
+            Line(
+                logging.WARNING,
+                __name__,
+                f"{stage.name} {key} in the store is damaged ({found.reason}): made anew",
+            )
+        )
+    reused = True
+    if not isinstance(found, Entry):
+        job = {
+            "store": str(store.folder),
+            "stage": stage.name,
+            "version": stage.version,
+            "key": key,
+            "config": config.model_dump(mode="json"),
+            "inputs": given,
+            "digests": digests,
+            "resumable": stage.resumable,
+            "verify": verify,
+        }
+        reused = _run_child(stage, job, home, on_line)
+        found = store.find(stage.name, key)
+        if not isinstance(found, Entry):
+            raise RuntimeError(f"{stage.name} ended well but left no whole entry: {found}")
+    return StageResult(
+        stage=stage.name,
+        key=key,
+        path=found.path,
+        output=found.path / stage.output,
+        reused=reused,
+        seconds=time.monotonic() - clock,
+        made_seconds=found.seconds,
+        metrics=found.metrics,
+    )
+
+
+def _run_child(
+    stage: Stage, job: dict[str, Any], home: Path, on_line: Callable[[Line], None]
+) -> bool:
+    """Whether another run had made the entry meanwhile."""
+    log_path = home / "logs" / "stages" / f"{stage.name}-{job['key']}.log"
+    job_path = Store(Path(job["store"])).entry_path(stage.name, job["key"]).with_suffix(".job.json")
+    for path in (log_path, job_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(job_path, job)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_HIDDEN)}
+    environment |= {PARENT: str(os.getpid()), "TOKENIZERS_PARALLELISM": "false"}
+    last: dict[str, Any] = {}
+    with log_path.open("a") as log:
+        print(f"--- {stage.name} {job['key']} {time.strftime('%F %T')}", file=log, flush=True)
+        process = subprocess.Popen(
+            (sys.executable, "-m", "flows.stage", stage.function, str(job_path)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment,
+            text=True,
+            errors="replace",
+        )
+        try:
+            assert process.stdout is not None
+            last = _follow(process.stdout, log, on_line)
+            code = process.wait()
+        except BaseException:
+            _end(process)
+            raise
+    if code == 0 and "result" in last:
+        return bool(last["result"]["reused"])
+    if code == 2 and "error" in last:
+        raise InputError(last["error"])
+    raise _failure(stage, code, last, log_path)
+
+
+def _follow(lines: IO[str], log: IO[str], on_line: Callable[[Line], None]) -> dict[str, Any]:
+    """Pass on log records and write all lines to the log; returns the closing message."""
+    last: dict[str, Any] = {}
+    for raw in lines:
+        text = raw.rstrip("\n")
+        if not text.strip():
+            continue
+        message = _parse(text)
+        if message is None:  # somebody's print
+            line = Line(logging.INFO, "stdout", text)
+        elif "level" in message:
+            progress = message["progress"]
+            line = Line(
+                message["level"],
+                message["logger"],
+                message["message"],
+                (progress[0], progress[1]) if progress else None,
+                message["metrics"],
+            )
+        else:
+            last = message
+            continue
+        print(f"{time.strftime('%T')} {line.logger}: {line.message}", file=log, flush=True)
+        on_line(line)
+    return last
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    if not text.startswith("{"):
+        return None
+    try:
+        message = json.loads(text)
+    except ValueError:
+        return None
+    known = {"level", "result", "error"}
+    return message if isinstance(message, dict) and known & message.keys() else None
+
+
+def _failure(stage: Stage, code: int, last: Mapping[str, Any], log: Path) -> StageError:
+    if code < 0:
+        killed = signal.Signals(-code)
+        hint = ", perhaps for want of memory" if killed == signal.SIGKILL else ""
+        # SIGINT and SIGTERM come from a person or from an orderly shutdown: no second try.
+        retriable = killed not in (signal.SIGINT, signal.SIGTERM)
+        return StageError(f"{stage.name} was killed by {killed.name}{hint}: {log}", log, retriable)
+    reason = last.get("error", f"exit code {code}")
+    return StageError(f"{stage.name} failed with {reason}: {log}", log, bool(last.get("retriable")))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End the child, and do not leave before it has ended."""
+    process.terminate()
+    try:
+        process.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

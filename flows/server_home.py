@@ -1,0 +1,90 @@
+"""What the embedded servers leave under their home: their ports and processes, the first account's
+credentials, and the lock that makes `up` and `down` take turns."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from flows.embedded import Account, write_private
+from flows.processes import Detached
+from labeling.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Name = Literal["prefect", "label_studio"]
+NAMES: tuple[Name, ...] = ("prefect", "label_studio")
+
+
+def lock(home: Path) -> FileLock:
+    """One `up` or `down` at a time; a second one waits."""
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)
+    lock = FileLock(home / "servers.lock")
+    try:
+        lock.acquire(timeout=1)
+        lock.release()
+    except Timeout:
+        logger.info("waiting for another `rankloop up` or `down` on %s …", home)
+    return lock
+
+
+def recall(home: Path, name: Name) -> tuple[int | None, Detached | None]:
+    """Port and process of the last `up`; None for what never was, or was ended by `down`."""
+    entry = read(home / "servers.json").get(name) or {}
+    process = entry.get("process")
+    return entry.get("port"), Detached(**process) if process else None
+
+
+def remember(home: Path, name: Name, port: int | None, process: Detached | None) -> None:
+    known = read(home / "servers.json")
+    known[name] = {"port": port, "process": asdict(process) if process else None}
+    write_private(home / "servers.json", known)
+
+
+def credentials_path(home: Path) -> Path:
+    return home / "credentials.json"
+
+
+def account(home: Path) -> Account:
+    """The embedded Label Studio's first account, made up now if there is none yet."""
+    path = credentials_path(home)
+    if not path.exists():
+        write_private(
+            path,
+            {
+                "email": "labeler@rankloop.local",
+                "password": secrets.token_urlsafe(12),
+                "token": secrets.token_hex(20),
+                "shown": False,
+            },
+        )
+    known = read(path)
+    try:
+        return Account(known["email"], known["password"], known["token"])
+    except KeyError as error:
+        raise InputError(f"{path} has no {error}: put back the file that `up` wrote") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise InputError(f"{path} is not JSON: mend it, or remove it and start again") from None
+
+
+def show_once(home: Path) -> bool:
+    """Whether the login is to be shown now: only once, by the first `up` that got that far."""
+    known = read(credentials_path(home))
+    if known.get("shown"):
+        return False
+    write_private(credentials_path(home), known | {"shown": True})
+    return True

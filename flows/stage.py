@@ -1,0 +1,212 @@
+"""One stage in a process of its own: `python -m flows.stage MODULE:FUNCTION job.json`.
+
+The child takes the entry's lock, calls the function, writes the manifest and renames the folder
+into the store. It speaks to its parent in JSON lines on stdout: log records with `level`,
+`logger`, `message`, `progress`, `metrics`; at the end one line with `result` or `error`.
+Exit codes: 0 done, 1 a failure (its traceback is in the log), 2 an InputError.
+`run_stage` in flows/runner.py is the parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import typing
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
+
+from flows.store import Entry, Store, finite
+from labeling.errors import InputError
+
+logger = logging.getLogger("flows.stage")  # also when it runs as __main__
+
+PARENT = "RANKLOOP_PARENT"
+OURS = ("labeling", "reward", "ppo", "flows")
+_LIBRARIES = ("rankloop", "torch", "transformers", "trl", "tokenizers", "datasets", "numpy")
+_PR_SET_PDEATHSIG = 1
+
+
+def main(function: str, job_path: Path) -> int:
+    """Make the entry that the job describes. Returns the exit code."""
+    job = json.loads(job_path.read_text())
+    try:
+        _say({"result": {"reused": _make(function, job)}})
+    except InputError as error:
+        _say({"error": str(error), "retriable": False})
+        return 2
+    except Exception as error:
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        _say({"error": message, "retriable": _may_pass(error)})
+        return 1
+    return 0
+
+
+def _make(reference: str, job: dict[str, Any]) -> bool:
+    """Whether the entry was there already; else it is now."""
+    store = Store(Path(job["store"]))
+    stage, key = job["stage"], job["key"]
+    store.lock_path(stage, key).parent.mkdir(parents=True, exist_ok=True)
+    with _locked(store.lock_path(stage, key)):
+        if isinstance(store.find(stage, key, verify=job["verify"]), Entry):
+            return True
+        out = store.begin(stage, key, resumable=job["resumable"])
+        started, clock = datetime.now(UTC), time.monotonic()
+        function, config, inputs = _load(reference, job)
+        metrics = function(config, **inputs, out=out)
+        seconds = time.monotonic() - clock
+        manifest = {
+            "version": job["version"],
+            "function": reference,
+            "config": job["config"],
+            "inputs": job["digests"],
+            "given": job["inputs"],
+            "metrics": dataclasses.asdict(metrics),
+            "seeds": {"seed": config.seed} if hasattr(config, "seed") else {},
+            "device": _device(config),
+            "libraries": _libraries(),
+            "commit": _commit(),
+            "times": {"started": started.isoformat(), "finished": datetime.now(UTC).isoformat()},
+        }
+        timings = out / "timings.json"  # a stage may leave its own there
+        own = json.loads(timings.read_text()) if timings.exists() else {}
+        store.finish(stage, key, manifest, own | {"seconds": seconds})
+    return False
+
+
+def _locked(path: Path) -> Any:
+    lock = FileLock(path)
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another run is making this; waiting for it")
+        return lock.acquire()
+
+
+def _load(reference: str, job: dict[str, Any]) -> tuple[Callable[..., Any], BaseModel, dict]:
+    """The function, its config in the type that it asks for, and its inputs as str or Path."""
+    module, _, name = reference.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    hints = typing.get_type_hints(function)
+    config = hints["config"].model_validate(job["config"])
+    inputs = {}
+    for name, value in job["inputs"].items():
+        wants_path = Path in (hints[name], *typing.get_args(hints[name]))
+        inputs[name] = Path(value) if wants_path else value
+    return function, config, inputs
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a second try can end otherwise: the machine's or the network's trouble, not ours."""
+    if isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError)):
+        return False
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, (OSError, MemoryError)) or bool(
+        names & {"OutOfMemoryError", "TransportError", "RequestException"}
+    )
+
+
+# --- what the manifest says about where this ran --------------------------------------------------
+
+
+def _device(config: BaseModel) -> str | None:
+    asked = getattr(config, "device", None)
+    torch = sys.modules.get("torch")  # never imported here: the stage did, or needs none
+    if asked is None or torch is None:
+        return None
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+    return f"{device} ({torch.cuda.get_device_name(device)})" if "cuda" in device else device
+
+
+def _libraries() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _commit() -> str | None:
+    """This code's git commit, with `+changes` when the working tree differs; None without git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ("git", "-C", str(Path(__file__).parent), *arguments),
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+changes" if changed else commit
+
+
+# --- the line to the parent -----------------------------------------------------------------------
+
+
+def _say(message: dict[str, Any]) -> None:
+    """One JSON line, in one write, on a line of its own even after somebody's unfinished print."""
+    sys.stdout.flush()
+    os.write(1, b"\n" + json.dumps(finite(message)).encode() + b"\n")
+
+
+class _LineHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _say(
+                {
+                    "level": record.levelno,
+                    "logger": record.name,
+                    "message": record.getMessage(),
+                    "progress": getattr(record, "progress", None),
+                    "metrics": getattr(record, "metrics", None),
+                }
+            )
+        except OSError:
+            raise  # the parent is gone, and with it the reason to go on
+        except Exception:
+            self.handleError(record)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # It may have died before we asked.
+    parent = os.environ.get(PARENT)
+    if parent is not None and os.getppid() != int(parent):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    _die_with_parent()
+    logging.basicConfig(level=logging.WARNING, handlers=[_LineHandler()])
+    for ours in OURS:
+        logging.getLogger(ours).setLevel(logging.INFO)
+    try:
+        sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    except KeyboardInterrupt:
+        sys.exit(130)

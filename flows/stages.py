@@ -1,0 +1,95 @@
+"""The stages of a round: which function, which inputs, which file each one is known for.
+
+Raise a stage's `version` when a change in its code changes what it makes: entries of the old
+version are then left alone and made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+# path: a file or folder. entry: a whole entry of the store, manifest included. model, dataset: a
+# path or a hub name. function: module_or_file:function; functions: those by name.
+Kind = Literal["path", "entry", "model", "dataset", "function", "functions"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pure step: files and a config in, files out.
+
+    `function` is `module:function`, imported only in the child process. `output` is what later
+    stages take from its entry: a file, a folder, or the entry itself when empty.
+    """
+
+    name: str
+    function: str
+    inputs: Mapping[str, Kind] = field(hash=False)
+    output: str = ""
+    version: int = 1
+    resumable: bool = False
+
+
+PROMPTS = Stage(
+    "prompts",
+    "labeling.prompts:prepare_prompts",
+    {"source": "dataset", "evaluation": "dataset"},
+    "prompts.parquet",
+)
+SFT = Stage("sft", "ppo.sft:train_sft", {"model": "model", "data": "dataset"}, "policy")
+COMPLETIONS = Stage(
+    "completions",
+    "ppo.generation:sample_completions",
+    {"policy": "model", "prompts": "path"},
+    "completions.parquet",
+)
+PAIRS = Stage(
+    "pairs",
+    "labeling.pairs:make_pairs",
+    {"completions": "path", "labels": "path"},
+    "pairs.parquet",
+)
+REWARD = Stage(
+    "reward",
+    "reward.train:train_reward_model",
+    {"policy": "model", "pairs": "path", "completions": "path"},
+    "reward_model",
+)
+PPO = Stage(
+    "ppo",
+    "ppo.train:train_ppo",
+    {
+        "policy": "model",
+        "prompts": "path",
+        "reward_model": "path",
+        "reward_function": "function",
+    },
+    "policy",
+)
+EVALUATE = Stage(
+    "evaluate",
+    "ppo.evaluate:evaluate_policy",
+    {
+        "initial": "model",
+        "candidate": "model",
+        "prompts": "path",
+        "reward_model": "path",
+        "judge": "function",
+        "guards": "functions",
+    },
+)
+REPORT = Stage(
+    "report",
+    "flows.report:write_report",
+    {
+        "prompts": "entry",
+        "completions": "entry",
+        "labels": "path",
+        "pairs": "entry",
+        "reward": "entry",
+        "ppo": "entry",
+        "evaluation": "entry",
+    },
+    "report.html",
+)

@@ -1,0 +1,95 @@
+"""A round in a few words, a table and a plot: for the terminal, and for the dashboard's artifacts.
+No Prefect."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# What each step's metrics come down to.
+_HEADLINES = {
+    "prompts": "{train} to train on, {evaluation} to evaluate",
+    "sft": "loss {loss:.3f} on {examples} examples",
+    "completions": "{completions} completions of {prompts} prompts",
+    "publish": "{tasks} tasks, {created} of them new",
+    "simulated": "{answers} answers given",
+    "gate": "{rankings} rankings are there",
+    "freeze": "{rankings} rankings of {labelers} labelers",
+    "pairs": "{pairs} pairs of {rankings} rankings",
+    "reward": "held-out accuracy {held_out_accuracy:.3f}",
+    "ppo": "score {first_score:.2f} → {last_score:.2f}, KL {kl:.2f}",
+    "report": "",
+    "summary": "table and plot on the dashboard",
+}
+
+
+def headline(step: str, metrics: Mapping[str, Any]) -> str:
+    """A step's result in one short line."""
+    if step == "evaluate":
+        low, high = metrics["win_rate_interval"]
+        return f"win rate {metrics['win_rate']:.3f} [{low:.3f}, {high:.3f}], KL {metrics['kl']:.2f}"
+    return _HEADLINES[step].format_map(metrics)
+
+
+def step_rows(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row for each step of round.json: step, time, result, where it is."""
+    rows = []
+    for name, step in document["stages"].items():
+        rows.append(
+            {
+                "step": name,
+                "time": "reused" if step["reused"] else f"{step['seconds']:.1f} s",
+                "result": step["result"],
+                "where": step["where"],
+            }
+        )
+    return rows
+
+
+def summary_markdown(document: Mapping[str, Any]) -> str:
+    """The round's outcome with PPO's curves, for the dashboard."""
+    evaluation, addresses = document["evaluation"], document["addresses"]
+    low, high = evaluation["win_rate_interval"]
+    plot = base64.b64encode(curves(Path(document["stages"]["ppo"]["path"]) / "metrics.jsonl"))
+    lines = [
+        f"# {document['name']}, round {document['round']}",
+        f"The aligned policy is preferred to the initial one in **{evaluation['win_rate']:.1%}** "
+        f"of comparisons (interval {low:.1%} to {high:.1%}), at a KL of {evaluation['kl']:.2f} "
+        "nats.",
+        "",
+        f"- reward model: held-out accuracy {document['reward']['held_out_accuracy']:.3f}",
+        f"- labels: {document['labels']['rankings']} rankings, {document['labels']['pairs']} pairs",
+        *(f"- {name}: {value:.3f}" for name, value in evaluation["guards"].items()),
+        f"- labeling page: {addresses['labeling']}",
+        f"- report: `{addresses['report']}`",
+        "",
+        f"![PPO curves](data:image/png;base64,{plot.decode()})",
+    ]
+    return "\n".join(lines)
+
+
+def curves(metrics_file: Path) -> bytes:
+    """Score and KL over PPO's iterations as a PNG of at most some 30 KB."""
+    import matplotlib as mpl  # noqa: PLC0415 - half a second, at the end of a round only
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.8), dpi=90)
+    shown = (("objective/scores", "score"), ("objective/kl", "KL in nats"))
+    for axis, (name, title) in zip(axes, shown, strict=True):
+        axis.plot(range(1, len(rows) + 1), [row.get(name) for row in rows], color="#4052b5")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("iteration", fontsize=9)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    plt.close(figure)
+    return image.getvalue()

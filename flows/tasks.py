@@ -1,0 +1,193 @@
+"""The round's tasks: one for every stage, one for each dealing with people, one for the dashboard.
+They call what knows no Prefect, and say what may be tried again."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel
+
+from flows import labels, servers
+from flows.config import RoundConfig
+from flows.labels import FrozenLabels, Published
+from flows.progress import LOGGERS
+from flows.runner import Line, StageError, StageResult, run_stage
+from flows.stages import Kind, Stage
+from flows.summary import step_rows, summary_markdown
+from labeling.label_studio import LabelStudio
+
+T = TypeVar("T")
+
+_ARTIFACT_EVERY_S = 3.0
+
+
+def can_help(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """Whether another try of a task can end otherwise. A wrong input, config or user function
+    stays wrong; a killed process or a server that was away may not be so again."""
+    error = state.data
+    if isinstance(error, StageError):
+        return error.retriable
+    return isinstance(error, (ConnectionError, TimeoutError))
+
+
+_RETRIES: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=5),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": can_help,
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Nothing but the dashboard holds the result."""
+
+
+class Outcome(Generic[T]):
+    """A step's result, as tasks hand it on. Prefect looks into dataclasses and dicts, and would
+    draw an arrow for each field; this it takes for one thing."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
+Answer: TypeAlias = Outcome[T] | State[Any]
+
+
+@task(task_run_name="{stage.name}", **_RETRIES)
+def make_stage(stage: Stage, config: BaseModel, inputs: dict[str, Any]) -> Answer[StageResult]:
+    """The stage's entry in the store; a state named Reused when it was there."""
+    places = {name: _place(stage.inputs[name], value) for name, value in inputs.items()}
+    return _answer(run_stage(stage, config, places, servers.default_home(), _Lines(stage.name)))
+
+
+@task(task_run_name="publish", **_RETRIES)
+def publish(
+    config: RoundConfig, completions: Outcome[StageResult], frozen: Path
+) -> Answer[Published]:
+    """The completions as tasks in Label Studio; refuses before anything is published when the
+    labels frozen earlier are of other completions."""
+    file = completions.value.output
+    labels.find_frozen(frozen, file)
+    return _answer(labels.publish(_label_studio(), config.name, config.labeling, file))
+
+
+@task(task_run_name="simulated labelers", **_RETRIES)
+def simulate(
+    config: RoundConfig, published: Outcome[Published], frozen: Path
+) -> Answer[labels.Answered]:
+    """The answers of simulated labelers, if there are any and they still matter."""
+    if frozen.exists():
+        return _answer(labels.Answered(0))
+    return _answer(labels.simulate(_label_studio(), published.value, config.labeling))
+
+
+@task(task_run_name="gate", **_RETRIES)
+def gate(
+    config: RoundConfig,
+    published: Outcome[Published],
+    labeled: Outcome[Any],
+    frozen: Path,
+) -> Answer[labels.Opened]:
+    """Wait here until there are enough rankings, unless the labels are frozen already."""
+    known = labels.find_frozen(frozen, published.value.completions)
+    if known is not None:
+        return _answer(labels.Opened(known.rankings))
+    return _answer(labels.wait_for_rankings(_label_studio(), published.value, config.labeling))
+
+
+@task(task_run_name="freeze labels", **_RETRIES)
+def freeze(
+    published: Outcome[Published], opened: Outcome[labels.Opened], path: Path
+) -> Answer[FrozenLabels]:
+    """The rankings that this round learns from, written once."""
+    known = labels.find_frozen(path, published.value.completions)
+    return _answer(known or labels.freeze(_label_studio(), published.value, path))
+
+
+@task(task_run_name="summary", **_RETRIES)
+def summarise(document: dict[str, Any], report: Outcome[StageResult]) -> Answer[Summary]:
+    """The round's table and its outcome, as artifacts on the dashboard."""
+    name = _slug(document["name"])
+    create_table_artifact(step_rows(document), key=f"{name}-steps", description="Steps")
+    create_markdown_artifact(
+        summary_markdown(document), key=f"{name}-summary", description="Outcome"
+    )
+    return _answer(Summary())
+
+
+def _answer(result: T) -> Answer[T]:
+    """Only the name of the state tells on the dashboard that nothing had to be done."""
+    outcome = Outcome(result)
+    return Completed(name="Reused", data=outcome) if reused(result) else outcome
+
+
+def reused(result: Any) -> bool:
+    return bool(getattr(result, "reused", False))
+
+
+def _place(kind: Kind, value: Any) -> Any:
+    """What a stage is given of another step's result; paths and names stay as they are."""
+    if not isinstance(value, Outcome):
+        return value
+    return value.value.path if kind == "entry" else value.value.output
+
+
+def _label_studio() -> LabelStudio:
+    found = servers.connect(servers.default_home())
+    if found is None:
+        raise ConnectionError("a server is down: `rankloop up` starts it, `rankloop status` asks")
+    return LabelStudio(found.label_studio.url, found.label_studio.token)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+class _Lines:
+    """Passes a stage's log records on to `logging`, hence to terminal and dashboard, and keeps a
+    progress artifact for stages that take a while."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._artifact: UUID | None = None
+        self._last = time.monotonic()
+
+    def __call__(self, line: Line) -> None:
+        ours = line.logger.partition(".")[0] in LOGGERS
+        target = logging.getLogger(line.logger if ours else f"flows.others.{line.logger}")
+        extra = {"progress": line.progress, "metrics": line.metrics}
+        target.log(line.level, line.message, extra=extra)
+        if line.progress:
+            self._show(*line.progress, line.message)
+
+    def _show(self, done: int, total: int, message: str) -> None:
+        finished = done >= total and self._artifact is not None
+        if total <= 0 or (time.monotonic() - self._last < _ARTIFACT_EVERY_S and not finished):
+            return
+        self._last = time.monotonic()
+        share = 100 * min(done / total, 1.0)
+        if self._artifact is None:
+            key = f"{_slug(self._stage)}-progress"
+            self._artifact = cast(UUID, create_progress_artifact(share, key, message))
+        else:
+            update_progress_artifact(self._artifact, share, message)

@@ -1,0 +1,198 @@
+"""A config file and flags → RoundConfig, and every complaint as one line that names its cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.config import RoundConfig
+from flows.load import fields, load_config
+from labeling.errors import InputError
+
+BASIC = """\
+name: demo
+model: model
+seed: 3
+prompts: {path: prompts.jsonl}
+sft: {data: sft.jsonl}
+ppo: {iterations: 5}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder; the current folder is another one."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for path in (project / "model", elsewhere):
+        path.mkdir(parents=True)
+    for name in ("prompts.jsonl", "sft.jsonl", "rubric.py"):
+        (project / name).touch()
+    monkeypatch.chdir(elsewhere)
+    return project
+
+
+def load(folder: Path, text: str = BASIC, *flags: str) -> RoundConfig:
+    (folder / "config.yaml").write_text(text)
+    return load_config(folder / "config.yaml", flags)
+
+
+def complaint(folder: Path, text: str = BASIC, *flags: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(folder, text, *flags)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def test_flags_override_the_file_and_leave_the_rest(folder: Path) -> None:
+    config = load(folder, BASIC, "--ppo.kl_coef", "0.3", "--sft.epochs=2", "--ppo.kl_target=null")
+    assert config.ppo.kl_coef == 0.3
+    assert config.ppo.iterations == 5
+    assert config.sft is not None
+    assert config.sft.epochs == 2
+    assert load(folder, BASIC, "--sft", "null").sft is None
+
+
+def test_shared_fields_reach_every_section_that_does_not_set_its_own(folder: Path) -> None:
+    config = load(folder, BASIC + "reward: {seed: 9}\nmax_new_tokens: 7\n", "--device", "cpu")
+    assert (config.ppo.seed, config.prompts.seed, config.reward.seed) == (3, 3, 9)
+    assert (config.sampling.max_new_tokens, config.ppo.max_new_tokens) == (7, 7)
+    assert config.evaluation.device == "cpu"
+
+
+def test_another_seed_is_another_run(folder: Path) -> None:
+    assert load(folder, BASIC, "--seed", "3").name == "demo"
+    other = load(folder, BASIC, "--seed", "7")
+    assert (other.name, other.seed, other.ppo.seed) == ("demo-seed-7", 7, 7)
+    assert load(folder, BASIC, "--seed", "7", "--name", "mine").name == "mine"
+
+
+def test_the_environment_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NAME", "SEED", "MODEL", "PPO"):
+        monkeypatch.setenv(name, "from-the-environment")
+    config = load(folder)
+    assert (config.name, config.seed) == ("demo", 3)
+
+
+def test_every_field_is_described() -> None:
+    assert [name for name, field in fields() if not field.description and "." in name] == []
+
+
+# --- paths ----------------------------------------------------------------------------------------
+
+
+def test_paths_of_the_file_count_from_its_folder(folder: Path) -> None:
+    config = load(folder, BASIC + "evaluation: {judge: 'rubric.py:score'}\n")
+    assert config.model == str(folder / "model")
+    assert config.prompts.path == str(folder / "prompts.jsonl")
+    assert config.sft is not None
+    assert config.sft.data == str(folder / "sft.jsonl")
+    assert config.evaluation.judge == f"{folder / 'rubric.py'}:score"
+
+
+def test_paths_of_a_flag_count_from_the_current_folder(folder: Path) -> None:
+    Path("mine.jsonl").touch()
+    config = load(folder, BASIC, "--prompts.path", "mine.jsonl")
+    assert config.prompts.path == str(Path.cwd() / "mine.jsonl")
+    assert "mine2.jsonl does not exist" in complaint(folder, BASIC, "--model", "./mine2.jsonl")
+
+
+def test_a_hub_name_stays_and_a_path_that_is_not_there_is_named(folder: Path) -> None:
+    for name in ("gpt2", "org/model-1.5", "org/model@main"):
+        assert load(folder, BASIC.replace("model: model", f"model: {name}")).model == name
+    for path in ("./model2", "a/b/c", "/nowhere", "prompts2.jsonl"):
+        message = complaint(folder, BASIC.replace("model: model", f"model: {path}"))
+        assert "config.yaml: model: " in message
+        assert "does not exist" in message
+
+
+def test_functions_are_found_wherever_they_are_named(folder: Path) -> None:
+    place = f"{folder / 'rubric.py'}:score"
+    config = load(
+        folder,
+        BASIC.replace("ppo: {", "ppo: {reward_function: 'rubric:score', ")
+        + "labeling: {simulated: [{score: 'rubric.py:score'}]}\n"
+        + "evaluation: {guards: {valid: './rubric.py:score', other: 'json:dumps'}}\n",
+    )
+    assert config.ppo.reward_function == place
+    assert config.labeling.simulated[0].score == place
+    assert config.evaluation.guards == {"valid": place, "other": "json:dumps"}
+
+
+def test_a_function_outside_the_project_is_refused(folder: Path) -> None:
+    outside = folder.parent / "rubric.py"
+    outside.touch()
+    for reference in ("../rubric.py:score", f"{outside}:score"):
+        message = complaint(folder, BASIC + f"evaluation: {{judge: '{reference}'}}\n")
+        assert "outside the project" in message
+    (folder / "link.py").symlink_to(outside)
+    assert "outside" in complaint(folder, BASIC + "evaluation: {judge: 'link.py:score'}\n")
+
+
+def test_a_revision_belongs_to_a_hub_name(folder: Path) -> None:
+    assert "revision" in complaint(folder, BASIC + "revision: main\n")
+
+
+# --- complaints -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("iterations", "iteration"), "no field 'iteration' in 'ppo'; did you mean iterations?"),
+        (("ppo:", "poo:"), "no field 'poo'; did you mean ppo?"),
+        (("model: model\n", ""), "'model' is missing"),
+        (("iterations: 5", "iterations: 0"), "ppo.iterations: input should be greater than"),
+        (("iterations: 5", "iterations: many"), "ppo.iterations: input should be a valid integer"),
+        (("seed: 3", "seed: x"), "seed: input should be a valid integer"),
+        (("name: demo", "name: A B"), "name: string should match pattern"),
+        (("ppo: {", "ppo: ["), "line 6: not YAML"),
+        (
+            ("seed: 3", "labeling: {simulated: [{scor: x}]}"),
+            "no field 'scor' in 'labeling.simulated.0'; did you mean score?",
+        ),
+        ((BASIC, "- a list"), "must hold fields"),
+        ((BASIC, ""), "must hold fields"),
+    ],
+)
+def test_a_complaint_about_the_file_names_it_and_what_is_allowed(
+    change: tuple[str, str], expected: str, folder: Path
+) -> None:
+    message = complaint(folder, BASIC.replace(*change))
+    assert message.startswith(str(folder / "config.yaml"))
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--ppo.klcoef", "1"), "no field --ppo.klcoef; did you mean --ppo.kl_coef?"),
+        (("--kl_coef", "1"), "no field --kl_coef; did you mean --ppo.kl_coef?"),
+        (("--ppo.kl", "1"), "no field --ppo.kl"),  # an abbreviation
+        (("--nam", "x"), "no field --nam; did you mean --name?"),
+        (("--ppo.kl_coef", "-1"), "--ppo.kl_coef: input should be greater than or equal to 0"),
+        (("--ppo.critic", "both"), "--ppo.critic: input should be 'shared' or 'separate'"),
+        (("--ppo.kl_coef",), "--ppo.kl_coef: expected one argument"),
+        (("stray",), "unrecognized arguments: stray"),
+        (("--dtype", "int8"), "--dtype: input should be 'auto', 'float32' or 'bfloat16'"),
+    ],
+)
+def test_a_complaint_about_a_flag_names_the_flag(
+    flags: tuple[str, ...], expected: str, folder: Path
+) -> None:
+    message = complaint(folder, BASIC, *flags)
+    assert expected in message
+    assert "config.yaml" not in message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml does not exist"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_name_that_the_seed_makes_too_long_is_refused(folder: Path) -> None:
+    message = complaint(folder, BASIC.replace("demo", "d" * 62), "--seed", "7")
+    assert "too long" in message

@@ -1,0 +1,132 @@
+"""The gate and the freezing of labels, against the real Label Studio."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+
+from flows import labels
+from flows.labels import Published
+from labeling import simulated
+from labeling.config import Labeling, SimulatedLabeler
+from labeling.errors import InputError
+from labeling.label_studio import LabelStudio
+from labeling.records import (
+    Candidates,
+    Completion,
+    Prompt,
+    read_rankings,
+    write_candidates,
+)
+
+LABELER = SimulatedLabeler(score="unused.py:score")
+
+
+def by_length(prompts: list[str], completions: list[str]) -> list[float]:
+    return [float(len(c)) for c in completions]
+
+
+def tasks(prefix: str) -> list[Candidates]:
+    return [
+        Candidates(Prompt(text=f"{prefix} {n}"), (Completion("a" * (n + 1)), Completion("b")))
+        for n in range(1, 5)
+    ]
+
+
+@pytest.fixture
+def completions(tmp_path: Path) -> Path:
+    path = tmp_path / "completions.parquet"
+    write_candidates(tasks("question"), path)
+    return path
+
+
+@pytest.fixture
+def published(label_studio: LabelStudio, completions: Path) -> Published:
+    """Four tasks in a project of their own."""
+    name = f"gate-{uuid.uuid4().hex[:8]}"
+    return labels.publish(label_studio, name, Labeling(), completions)
+
+
+def answer(label_studio: LabelStudio, published: Published, limit: int) -> None:
+    simulated.answer_tasks(
+        LABELER, by_length, label_studio, published.project, tasks("question"), limit=limit
+    )
+
+
+def test_the_gate_opens_when_there_are_enough_rankings_and_not_before(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    config = Labeling(wanted=3, poll_seconds=0.05)
+    opened: list[labels.Opened] = []
+    waiting = threading.Thread(
+        target=lambda: opened.append(labels.wait_for_rankings(label_studio, published, config)),
+        daemon=True,
+    )
+    answer(label_studio, published, limit=2)
+    waiting.start()
+    waiting.join(1.0)
+    assert opened == []
+    answer(label_studio, published, limit=1)
+    waiting.join(30)
+    assert opened == [labels.Opened(3)]
+
+
+def test_an_open_gate_is_passed_at_once(label_studio: LabelStudio, published: Published) -> None:
+    answer(label_studio, published, limit=4)
+    config = Labeling(poll_seconds=1e6)
+    assert labels.wait_for_rankings(label_studio, published, config) == labels.Opened(4)
+
+
+def test_publishing_twice_creates_nothing(label_studio: LabelStudio, published: Published) -> None:
+    again = labels.publish(label_studio, published.project.title, Labeling(), published.completions)
+    assert (again.created, again.tasks, again.project) == (0, 4, published.project)
+    assert label_studio.count(published.project).tasks == 4
+
+
+def test_frozen_labels_stay_whatever_is_answered_later(
+    label_studio: LabelStudio, published: Published, tmp_path: Path
+) -> None:
+    path = tmp_path / "labels.parquet"
+    assert labels.find_frozen(path, published.completions) is None
+    answer(label_studio, published, limit=2)
+    frozen = labels.freeze(label_studio, published, path)
+    assert (frozen.rankings, frozen.labelers, frozen.reused) == (2, 1, False)
+    before = path.read_bytes()
+    answer(label_studio, published, limit=2)
+    found = labels.find_frozen(path, published.completions)
+    assert found is not None
+    assert (found.rankings, found.reused) == (2, True)
+    assert path.read_bytes() == before
+    assert {r.tiers for r in read_rankings(path)} == {((0,), (1,))}
+
+
+def test_labels_of_other_completions_are_refused(
+    label_studio: LabelStudio, published: Published, tmp_path: Path
+) -> None:
+    path, others = tmp_path / "labels.parquet", tmp_path / "others.parquet"
+    answer(label_studio, published, limit=2)
+    labels.freeze(label_studio, published, path)
+    write_candidates(tasks("another question"), others)
+    with pytest.raises(InputError, match="2 of 2 rankings are of other completions"):
+        labels.find_frozen(path, others)
+
+
+def test_frozen_labels_that_cannot_be_read_are_an_input_error(
+    completions: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "labels.parquet"
+    path.write_text("no parquet")
+    with pytest.raises(InputError, match="remove it to freeze the labels anew"):
+        labels.find_frozen(path, completions)
+
+
+def test_more_rankings_than_tasks_need_several_labelers_for_each(
+    label_studio: LabelStudio, completions: Path
+) -> None:
+    name = f"overlap-{uuid.uuid4().hex[:8]}"
+    published = labels.publish(label_studio, name, Labeling(wanted=9), completions)
+    raw = label_studio._client.projects.get(published.project.id)
+    assert raw.maximum_annotations == 3

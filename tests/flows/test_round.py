@@ -1,0 +1,351 @@
+"""The whole way in miniature: the real command, real Prefect, real Label Studio, real training of
+a tiny model; with a `kill -9` of everything and one of a stage on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.record import describe_rounds
+from flows.servers import Servers
+from labeling.label_studio import LabelStudio
+from tests import tiny
+
+PATIENCE_S = 120.0
+TASKS = 12
+STAGES = ("prompts", "sft", "completions", "pairs", "reward", "ppo", "evaluate", "report")
+CONFIG = """\
+name: mini
+model: model
+max_new_tokens: 5
+prompts: {path: prompts.jsonl, evaluation_fraction: 0.4}
+sft: {data: sft.jsonl, learning_rate: 1.0e-3, max_length: 24}
+labeling:
+  poll_seconds: 0.2
+  simulated: [{score: "rubric.py:score", noise: 0.1}]
+reward: {epochs: 1, batch_size: 16, max_length: 24}
+ppo: {iterations: 2, rollout_batch_size: 8, epochs: 1, minibatches: 2}
+evaluation: {judge: "rubric.py:score", guards: {valid: "rubric.py:valid"}}
+"""
+RUBRIC = """\
+def score(prompts, completions):
+    return [float(c.count("good") - c.count("bad")) for c in completions]
+def valid(prompts, completions):
+    return [float("thanks" in c) for c in completions]
+def broken(prompts, completions):
+    raise ValueError("no luck")
+"""
+
+
+@dataclass
+class Project:
+    """A project folder, and the command run in it."""
+
+    folder: Path
+    environment: dict[str, str]
+    label_studio: LabelStudio
+    prefect: str
+
+    def start(self, *flags: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            (sys.executable, "-m", "flows.cli", "run", "config.yaml", *flags),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *flags: str) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr of the command."""
+        process = self.start(*flags)
+        try:
+            out, err = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+        return process.returncode, out, err
+
+    def round(self, name: str = "mini") -> dict[str, Any]:
+        path = self.folder / "runs" / name / "rounds" / "000" / "round.json"
+        return json.loads(path.read_text()) if path.exists() else {"stages": {}}
+
+    def answers(self, name: str = "mini") -> tuple[int, int]:
+        """How many tasks and answers the labeling project holds."""
+        counts = self.label_studio.count(self.label_studio.ensure_project(name, ""))
+        return counts.tasks, counts.answers
+
+    def ask_prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        request = urllib.request.Request(
+            self.prefect + path,
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def task_runs(self, run: str) -> dict[str, dict[str, Any]]:
+        body = {"flow_runs": {"id": {"any_": [run]}}}
+        return {task["name"]: task for task in self.ask_prefect("/task_runs/filter", body)}
+
+
+def run_id(document: dict[str, Any]) -> str:
+    return str(document["addresses"]["dashboard"]).rpartition("/")[2]
+
+
+def until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def stage_process(parent: subprocess.Popen[str], function: str) -> psutil.Process | None:
+    """The child that makes this stage, once its function has begun."""
+    for child in psutil.Process(parent.pid).children():
+        try:
+            if function in " ".join(child.cmdline()):
+                return child
+        except psutil.Error:
+            continue
+    return None
+
+
+@pytest.fixture(scope="module")
+def project(
+    tmp_path_factory: pytest.TempPathFactory, servers: Servers, label_studio: LabelStudio
+) -> Project:
+    folder = tmp_path_factory.mktemp("a project") / "with spaces"
+    folder.mkdir()
+    tiny.save(folder / "model")
+    draw = random.Random(0)
+    prompts = {" ".join(draw.choices(tiny.WORDS, k=4)) for _ in range(20)}
+    rows = [{"prompt": prompt} for prompt in sorted(prompts)]
+    assert len(rows) - round(0.4 * len(rows)) == TASKS
+    corpus = [
+        {
+            "prompt": " ".join(draw.choices(tiny.WORDS, k=4)),
+            "completion": " " + " ".join(draw.choices(tiny.WORDS, k=3)),
+        }
+        for _ in range(32)
+    ]
+    for name, lines in (("prompts", rows), ("sft", corpus)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "rubric.py").write_text(RUBRIC)
+    environment = os.environ | {
+        "PREFECT_API_URL": servers.prefect.api_url,
+        "LABEL_STUDIO_URL": servers.label_studio.url,
+        "LABEL_STUDIO_API_KEY": servers.label_studio.token,
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("RANKLOOP_HOME", None)
+    return Project(folder, environment, label_studio, servers.prefect.api_url)
+
+
+@pytest.fixture(scope="module")
+def killed(project: Project) -> dict[str, Any]:
+    """round.json after a `kill -9` of the command while the reward model trains."""
+    process = project.start()
+    try:
+        child = until(lambda: stage_process(process, "reward.train"), process)
+    finally:
+        process.kill()
+        process.communicate()
+    psutil.wait_procs([child], timeout=PATIENCE_S)
+    assert not child.is_running()
+    (line,) = describe_rounds(project.folder / "runs")
+    assert line == "mini round 0: killed after 'pairs'"
+    return project.round()
+
+
+@pytest.fixture(scope="module")
+def finished(project: Project, killed: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """round.json and the terminal's text of the run after the killed one, in which the reward
+    model's process alone is killed once."""
+    process = project.start()
+    try:
+        child = until(lambda: stage_process(process, "reward.train"), process)
+        child.kill()
+        out, err = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out + err
+    return project.round(), out
+
+
+def test_after_a_kill_round_json_tells_what_was_done(killed: dict[str, Any]) -> None:
+    assert killed["status"] == "running"
+    assert list(killed["stages"])[-1] == "pairs"
+    assert killed["labels"]["rankings"] == TASKS
+
+
+def test_the_run_after_a_kill_reuses_what_was_finished(
+    finished: tuple[dict[str, Any], str],
+) -> None:
+    stages = finished[0]["stages"]
+    reused = {name for name, stage in stages.items() if stage["reused"]}
+    assert reused == {"prompts", "sft", "completions", "freeze", "pairs"}
+    assert set(STAGES) <= set(stages)
+
+
+def test_labels_are_not_doubled_by_the_run_after_a_kill(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    assert project.answers() == (TASKS, TASKS)
+    assert finished[0]["labels"]["rankings"] == TASKS
+
+
+def test_a_killed_stage_is_tried_again_on_its_own(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    runs = project.task_runs(run_id(finished[0]))
+    assert runs["reward"]["run_count"] == 2
+    assert {task["state_type"] for task in runs.values()} == {"COMPLETED"}
+
+
+def test_round_json_holds_what_a_person_asks_for(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    document = finished[0]
+    assert document["status"] == "complete"
+    assert document["error"] is None
+    evaluation = document["evaluation"]
+    low, high = evaluation["win_rate_interval"]
+    assert 0 <= low <= evaluation["win_rate"] <= high <= 1
+    assert abs(evaluation["kl"]) < 5  # an estimate from samples: it may fall below 0
+    assert 0 <= evaluation["guards"]["valid"] <= 1
+    assert 0 <= evaluation["initial"]["guards"]["valid"] <= 1
+    assert 0 <= document["reward"]["held_out_accuracy"] <= 1
+    assert document["labels"]["pairs"] > 0
+    for name in STAGES:
+        stage = document["stages"][name]
+        assert stage["made_seconds"] > 0
+        assert Path(stage["path"]).name == stage["key"]
+    assert document["seed"] == document["config"]["seed"] == 0
+    assert document["versions"]["torch"]
+    assert set(document["addresses"]) == {"dashboard", "labeling", "report"}
+
+
+def test_the_rounds_folder_leads_to_everything(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    folder = project.folder / "runs" / "mini" / "rounds" / "000"
+    for name in ("policy", "initial_policy"):
+        assert (folder / name / "model.safetensors").is_file()
+    assert (folder / "reward_model").is_dir()
+    for name in ("prompts", "completions", "labels", "pairs"):
+        assert (folder / f"{name}.parquet").is_file()
+    assert (folder / "evaluation" / "evaluation.json").is_file()
+    report = folder / "report.html"
+    assert not report.is_symlink()
+    assert "mini" in report.read_text()
+
+
+def test_the_terminal_ends_with_a_table_and_three_addresses(
+    finished: tuple[dict[str, Any], str],
+) -> None:
+    document, out = finished
+    for name in STAGES:
+        assert f"│ {name} " in out
+    closing = out.rstrip().splitlines()[-3:]
+    assert [line.split()[1] for line in closing] == [*document["addresses"].values()]
+    assert "Flow run" not in out  # Prefect's own logging is for the dashboard
+
+
+def test_the_dashboard_has_short_names_one_graph_and_artifacts(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    run = run_id(finished[0])
+    assert project.ask_prefect(f"/flow_runs/{run}")["name"] == "mini-000"
+    nodes = project.ask_prefect(f"/flow_runs/{run}/graph-v2")["nodes"]
+    label = {id_: node["label"] for id_, node in nodes}
+    before = {node["label"]: {label[p["id"]] for p in node["parents"]} for _, node in nodes}
+    assert before["sft"] == set()
+    assert before["completions"] == {"sft", "prompts"}
+    assert before["freeze labels"] == {"publish", "gate"}
+    assert before["pairs"] == {"completions", "freeze labels"}
+    assert before["ppo"] == {"sft", "prompts", "reward"}
+    body = {"artifacts": {"flow_run_id": {"any_": [run]}}}
+    artifacts = {a["key"]: a for a in project.ask_prefect("/artifacts/filter", body)}
+    assert {"mini-steps", "mini-summary"} <= set(artifacts)
+    summary = artifacts["mini-summary"]["data"]
+    assert "data:image/png;base64," in summary
+    assert len(summary) < 200_000
+    states = {name: task["state_name"] for name, task in project.task_runs(run).items()}
+    assert Counter(states.values())["Reused"] == 5
+    assert states["prompts"] == "Reused"
+
+
+def test_the_next_run_reuses_everything(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    code, out, err = project.run()
+    assert code == 0, out + err
+    again, document = project.round(), finished[0]
+    assert {name: again["stages"][name]["reused"] for name in STAGES} == dict.fromkeys(STAGES, True)
+    for part in ("evaluation", "reward", "ppo", "labels"):
+        assert again[part] == document[part]
+    assert project.answers() == (TASKS, TASKS)
+
+
+def test_labels_of_other_completions_stop_the_round_before_anything_is_published(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    code, _, err = project.run("--sampling.seed", "5")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "rankings are of other completions" in line
+    assert "--name" in line
+    assert project.answers() == (TASKS, TASKS)
+
+
+def test_a_users_error_fails_the_round_at_once_and_is_written_down(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    code, _, err = project.run("--evaluation.judge", "rubric.py:broken")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith("rankloop: ")
+    assert "no luck" in line
+    document = project.round()
+    assert document["status"] == "failed"
+    assert "no luck" in document["error"]
+    assert document["stages"]["ppo"]["reused"]
+    runs = project.task_runs(run_id(document))
+    assert (runs["evaluate"]["state_type"], runs["evaluate"]["run_count"]) == ("FAILED", 1)
+
+
+def test_a_round_that_waits_for_people_can_be_stopped_and_says_how_to_go_on(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    process = project.start("--labeling.simulated", "[]", "--name", "people")
+    try:
+        until(lambda: "publish" in project.round("people")["stages"], process)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].endswith("goes on from there")
+    document = project.round("people")
+    assert document["status"] == "interrupted"
+    assert document["stages"]["completions"]["reused"]
+    assert project.answers("people") == (TASKS, 0)

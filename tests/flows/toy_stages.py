@@ -1,0 +1,74 @@
+"""Stages that do next to nothing, for tests of the store and of the child process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from flows.stages import Stage
+from labeling.errors import InputError
+
+logger = logging.getLogger("flows.toy")
+
+
+class Toy(BaseModel, frozen=True, extra="forbid"):
+    seed: int = 0
+    factor: float = 1.0
+    device: str = Field("auto", json_schema_extra={"keyed": False})
+    fail: str = ""
+    folder: str = Field("", json_schema_extra={"keyed": False})
+
+
+@dataclass(frozen=True)
+class ToyMetrics:
+    characters: int
+    lost: float
+
+
+COPY = Stage("copy", "tests.flows.toy_stages:copy", {"source": "path"}, "copied.txt")
+WAIT = Stage("wait", "tests.flows.toy_stages:wait", {}, "done.txt")
+
+
+def copy(config: Toy, source: Path, out: Path) -> ToyMetrics:
+    """Copies a file; `folder` counts how often it really ran."""
+    assert list(out.iterdir()) == []
+    with (Path(config.folder) / "calls").open("a") as calls:
+        calls.write("call\n")
+    logger.info("half of it", extra={"progress": (1, 2), "metrics": {"loss": 0.5}})
+    print("somebody prints")
+    print("an unfinished line", end="")
+    logger.info("the other half", extra={"progress": (2, 2)})
+    if config.fail == "input":
+        raise InputError("the source is wrong: mend it")
+    if config.fail:
+        raise {"bug": KeyError, "away": ConnectionError}[config.fail]("no\nluck")
+    text = source.read_text()
+    (out / "copied.txt").write_text(text)
+    (out / "folder").mkdir()
+    (out / "folder" / "seed.txt").write_text(str(config.seed))
+    (out / "timings.json").write_text('{"reading": 0.1}')
+    return ToyMetrics(len(text), float("nan"))
+
+
+def wait(config: Toy, out: Path) -> ToyMetrics:
+    """Says who it is, leaves half of a file, and waits for a file `go` in `folder`."""
+    folder = Path(config.folder)
+    (out / "half.txt").write_text("half")
+    with (folder / "calls").open("a") as calls:
+        calls.write(f"{sorted(p.name for p in out.iterdir())}\n")
+    (folder / "pid.partial").write_text(str(os.getpid()))
+    os.replace(folder / "pid.partial", folder / "pid")
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+    (out / "done.txt").write_text("done")
+    return ToyMetrics(0, 0.0)
+
+
+def environment(config: Toy, out: Path) -> ToyMetrics:
+    (out / "names.txt").write_text("\n".join(sorted(os.environ)))
+    return ToyMetrics(0, 0.0)
