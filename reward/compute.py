@@ -62,7 +62,7 @@ def trainer_arguments(device: torch.device, dtype: torch.dtype) -> dict[str, Any
     return {
         "use_cpu": device.type == "cpu",
         "bf16": dtype == torch.bfloat16,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "report_to": [],
         "save_strategy": "no",
         "logging_strategy": "steps",
