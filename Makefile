@@ -33,6 +33,7 @@ faults: setup
 	$(BIN)/pytest tests/flows tests/labeling
 
 clean:
+	-@if [ -x $(BIN)/rankloop ]; then $(BIN)/rankloop down; fi
 	rm -rf .venv .venv-label-studio *.egg-info build .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -46,8 +46,9 @@ def _resolve(stage: Stage, name: str, kind: Kind, value: Any, store: Store) -> t
         return value, function_digest(value)
     path = Path(value)
     if path.exists():
-        path = path.resolve()
-        return str(path), store.digest(path)
+        # Links stay as they are: caches keep files under names without an ending.
+        path = path.absolute()
+        return str(path), store.entry_digest(path) if kind == "entry" else store.digest(path)
     if kind in ("model", "dataset"):
         pinned = pin(str(value), kind)
         return pinned, pinned
@@ -68,10 +69,17 @@ def function_digest(reference: str) -> str:
 
 
 def _module_file(module: str) -> Path:
+    # The child looks into the current folder first; the console script, whose search path begins
+    # with its own folder, does not look there at all.
+    here = Path.cwd() / module.replace(".", "/")
+    for file in (here / "__init__.py", here.with_name(f"{here.name}.py")):
+        if file.is_file():
+            return file
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
+    except Exception as error:  # it imports the packages above, and these may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"there is no module {module} that can be imported ({reason})") from error
     if spec is None or spec.origin is None:
         raise InputError(f"there is no module {module}; a function's place is a .py file or module")
     return Path(spec.origin)
@@ -83,7 +91,8 @@ def pin(reference: str, kind: str) -> str:
     Asks the hub; when it does not answer, the revision that the local cache last saw is taken.
 
     Raises:
-        InputError: the name is unknown, or the hub does not answer and nothing is cached.
+        InputError: the name is unknown, or the hub cannot be reached and nothing is cached.
+        ConnectionError: the hub is overloaded or fails, and nothing is cached; try again later.
     """
     name, revision = name_and_revision(reference)
     if revision and _COMMIT.fullmatch(revision):
@@ -94,22 +103,26 @@ def pin(reference: str, kind: str) -> str:
     api = huggingface_hub.HfApi()
     ask = api.model_info if kind == "model" else api.dataset_info
     try:
-        commit = ask(name, revision=revision, timeout=20).sha
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no"
+        return f"{name}@{ask(name, revision=revision, timeout=20).sha}"
+    except Exception as error:  # transport errors come from several libraries
+        trouble, status = error, None
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            status = error.response.status_code
+    if status is not None and status != 429 and status < 500:
         raise InputError(
             f"'{reference}' is no file or folder here, and the hub has no {kind} of that name "
             f"that you may read (HTTP {status})"
-        ) from error
-    except Exception as error:  # transport errors come from several libraries
-        commit = _cached_commit(name, revision or "main", kind)
-        if commit is None:
-            raise InputError(
-                f"'{reference}' is no file or folder here, and the hub cannot be reached "
-                f"({type(error).__name__}); give a local path, or go online"
-            ) from error
-        logger.warning("the hub cannot be reached; %s is taken from the cache", reference)
-    return f"{name}@{commit}"
+        ) from trouble
+    commit = _cached_commit(name, revision or "main", kind)
+    if commit is not None:
+        logger.warning("the hub does not answer; %s is taken from the cache", reference)
+        return f"{name}@{commit}"
+    if status is not None:
+        raise ConnectionError(f"the hub answers HTTP {status} for '{reference}'") from trouble
+    raise InputError(
+        f"'{reference}' is no file or folder here, and the hub cannot be reached "
+        f"({type(trouble).__name__}); give a local path, or go online"
+    ) from trouble
 
 
 def _cached_commit(name: str, revision: str, kind: str) -> str | None:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,12 +70,28 @@ class FrozenLabels:
         return str(self.output)
 
 
-def publish(label_studio: LabelStudio, name: str, config: Labeling, completions: Path) -> Published:
-    """Put the completions before labelers in the project `name`; nothing is put there twice."""
+def publish(
+    label_studio: LabelStudio,
+    name: str,
+    config: Labeling,
+    completions: Path,
+    *,
+    is_frozen: bool = False,
+) -> Published:
+    """Put the completions before labelers in the project `name`; nothing is put there twice, and
+    what was put there of other completions is removed. `is_frozen`: the labels are there already,
+    so nothing is put before anybody.
+
+    Raises:
+        InputError: people have ranked other completions in this project.
+    """
     tasks = read_candidates(completions)
     answers_per_task = math.ceil(rankings_wanted(config, len(tasks)) / len(tasks))
     overlap = max(1, len(config.simulated), answers_per_task)
     project = label_studio.ensure_project(name, config.instructions, overlap)
+    if is_frozen:
+        return Published(project, completions, len(tasks), created=0)
+    label_studio.remove_others(project, tasks)
     report = label_studio.publish(project, tasks)
     return Published(project, completions, len(tasks), report.created)
 
@@ -107,30 +123,74 @@ def simulate(label_studio: LabelStudio, published: Published, config: Labeling) 
     )
 
 
-def wait_for_rankings(label_studio: LabelStudio, published: Published, config: Labeling) -> Opened:
+def wait_for_rankings(
+    label_studio: LabelStudio,
+    published: Published,
+    config: Labeling,
+    reconnect: Callable[[], LabelStudio] | None = None,
+) -> Opened:
     """Wait until there are enough usable rankings.
 
-    A labeler's latest answer to a task counts once; flagged prompts count as answered.
+    A labeler's latest answer to a task counts once; flagged prompts count as answered. A Label
+    Studio that is away for a while is waited for; `reconnect` finds it again, perhaps elsewhere.
+    Simulated labelers have answered all that they ever will before the gate.
+
+    Raises:
+        InputError: only simulated labelers have ranked, and that is not enough.
     """
     project, tasks = published.project, read_candidates(published.completions)
     wanted = rankings_wanted(config, len(tasks))
     answers = label_studio.count(project).answers
-    usable, looked = len(usable_rankings(label_studio, project, tasks)[0]), time.monotonic()
-    while usable < wanted:
+    (rankings, refused), looked = usable_rankings(label_studio, project, tasks), time.monotonic()
+    while len(rankings) < wanted:
+        _refuse_to_wait_for_nobody(rankings, refused, wanted, config)
         logger.info(
-            "%d of %d rankings are there; rank at %s",
-            usable,
+            "%d of %d rankings are there%s; rank at %s",
+            len(rankings),
             wanted,
-            project.url,
-            extra={"progress": (usable, wanted)},
+            f"; not usable: {_listed(refused)}" if refused else "",
+            label_studio.page(project.id),
+            extra={"progress": (len(rankings), wanted)},
         )
         time.sleep(config.poll_seconds)
-        now = label_studio.count(project).answers
-        enough = usable + now - answers >= wanted
-        if enough or time.monotonic() - looked > _EXPORT_EVERY_S:
-            answers, looked = now, time.monotonic()
-            usable = len(usable_rankings(label_studio, project, tasks)[0])
-    return Opened(usable)
+        try:
+            now = label_studio.count(project).answers
+            enough = len(rankings) + now - answers >= wanted
+            if enough or time.monotonic() - looked > _EXPORT_EVERY_S:
+                rankings, refused = usable_rankings(label_studio, project, tasks)
+                answers, looked = now, time.monotonic()
+        except ConnectionError as error:
+            logger.warning("%s; the gate waits for it (`rankloop up` starts it)", error)
+            label_studio = _found_again(label_studio, reconnect)
+    return Opened(len(rankings))
+
+
+def _refuse_to_wait_for_nobody(
+    rankings: Sequence[Ranking], refused: Counter[str], wanted: int, config: Labeling
+) -> None:
+    """Simulated labelers give no more than they gave; where people rank too, there is hope."""
+    simulations = {simulated.labeler_email(labeler) for labeler in config.simulated}
+    if not simulations or any(ranking.labeler not in simulations for ranking in rankings):
+        return
+    unusable = f" (not usable: {_listed(refused)})" if refused else ""
+    raise InputError(
+        f"{len(rankings)} of {wanted} rankings are there{unusable}, and the simulated labelers "
+        "have answered everything: lower labeling.wanted, add labelers with other names to "
+        "labeling.simulated, or let people rank and run again"
+    )
+
+
+def _found_again(
+    label_studio: LabelStudio, reconnect: Callable[[], LabelStudio] | None
+) -> LabelStudio:
+    try:
+        return reconnect() if reconnect else label_studio
+    except (ConnectionError, InputError):
+        return label_studio  # not back yet; what a person must mend, the next look tells
+
+
+def _listed(refused: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
 
 
 def find_frozen(labels: Path, completions: Path) -> FrozenLabels | None:
@@ -167,7 +227,7 @@ def freeze(label_studio: LabelStudio, published: Published, labels: Path) -> Fro
         logger.warning(
             "%d answers are not used: %s",
             refused.total(),
-            ", ".join(f"{count} {reason}" for reason, count in refused.most_common()),
+            _listed(refused),
         )
     return FrozenLabels(
         labels,

@@ -210,7 +210,7 @@ def _source(value: str, field: str, origin: _Origin) -> str:
     """A path that exists, made absolute, or what looks like a name on the hub, as it is."""
     path = origin.folder(field) / Path(value).expanduser()
     if path.exists():
-        return str(path.resolve())
+        return str(path.absolute())  # not resolved: a link's target may have lost the ending
     if _HUB_NAME.fullmatch(value) and not value.endswith(_FILE_ENDINGS):
         return value
     raise InputError(f"{origin.name(field)}: {path} does not exist")
@@ -224,14 +224,17 @@ def _function(reference: str, field: str, origin: _Origin) -> str:
         raise InputError(f"{origin.name(field)}: {error}") from None
     folder = origin.folder(field)
     if not place.endswith(".py"):
-        # A module of the project is named as a file: the child does not search that folder.
-        beside = folder / (place.replace(".", "/") + ".py")
-        return f"{beside.resolve()}:{name}" if beside.is_file() else reference
-    path = (folder / Path(place).expanduser()).resolve()
+        # A module of the project is named as a file: Python does not search these folders.
+        for root in (folder, Path.cwd(), origin.path.resolve().parent):
+            beside = root / (place.replace(".", "/") + ".py")
+            if beside.is_file():
+                return f"{beside.absolute()}:{name}"
+        return reference
+    path = (folder / Path(place).expanduser()).absolute()
     if not path.is_file():
         raise InputError(f"{origin.name(field)}: {path} does not exist")
     project = (origin.path.resolve().parent, Path.cwd().resolve())
-    if not any(path.is_relative_to(root) for root in project):
+    if not any(path.resolve().is_relative_to(root) for root in project):
         raise InputError(
             f"{origin.name(field)}: {path} is outside the project; a function's file must be in "
             f"the config's folder {project[0]} or in the current folder"

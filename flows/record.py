@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from flows.config import RoundConfig
 from flows.runner import StageResult
-from flows.store import MANIFEST, write_json
+from flows.store import MANIFEST, finite, write_json
 from labeling.errors import InputError
 
 # The folder's name for each stage's output; `evaluate`'s is its whole entry.
@@ -42,7 +42,6 @@ class RoundRecord:
         self.folder = runs.resolve() / config.name / "rounds" / f"{number:03d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
-        earlier = self._earlier()
         self.document: dict[str, Any] = {
             "name": config.name,
             "round": number,
@@ -52,7 +51,7 @@ class RoundRecord:
             "started": _now(),
             "finished": None,
             "addresses": {},
-            "labels": earlier.get("labels", {}),  # how they were frozen is known only once
+            "labels": {},
             "stages": {},
             "versions": {},
             "commit": None,
@@ -73,14 +72,32 @@ class RoundRecord:
         except (OSError, ValueError):
             return {}
 
+    def _carry_on(self) -> None:
+        """Keep what an earlier run of this round left that still holds.
+
+        With the same config that is all it measured, so that a re-run that is stopped blanks
+        nothing. With another config it is the labels alone: nothing that the old config made may
+        stand beside the new one.
+        """
+        earlier = self._earlier()
+        # How the labels were frozen is known only once.
+        self.document["labels"] = earlier.get("labels", {})
+        if earlier.get("config") == finite(self.document["config"]):
+            self.document |= {k: v for k, v in earlier.items() if k not in self.document}
+            self.document["addresses"] = earlier.get("addresses", {})
+            return
+        for name in (*LINKS.values(), "report.html"):
+            (self.folder / name).unlink(missing_ok=True)
+
     def __enter__(self) -> RoundRecord:
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=1)  # `rankloop status` holds it for a moment
         except Timeout:
             raise InputError(
                 f"another process is at work on {self.folder}: wait for it, or give this run "
                 "another name with --name"
             ) from None
+        self._carry_on()
         self.save()
         return self
 
@@ -156,16 +173,20 @@ def describe_rounds(runs: Path) -> list[str]:
     """A line for each round below `runs`: what it is at, or how it ended."""
     lines = []
     for path in sorted(runs.glob("*/rounds/*/round.json")):
-        document = json.loads(path.read_text())
-        steps = list(document["stages"])
-        state = document["status"]
+        try:
+            document = json.loads(path.read_text())
+            name, number, state = document["name"], document["round"], document["status"]
+            steps, error = list(document["stages"]), document["error"]
+        except (OSError, ValueError, KeyError, TypeError) as trouble:
+            lines.append(f"{path} cannot be read ({type(trouble).__name__})")
+            continue
         if state == "running" and not _is_locked(path.parent):
             state = "killed"  # it had no time to write it down
         if state != "complete" and steps:
             state += f" after '{steps[-1]}'"
-        if document["error"]:
-            state += f": {document['error']}"
-        lines.append(f"{document['name']} round {document['round']}: {state}")
+        if error:
+            state += f": {error}"
+        lines.append(f"{name} round {number}: {state}")
     return lines
 
 

@@ -49,6 +49,7 @@ def write_report(
     ppo: Path,
     evaluation: Path,
     out: Path,
+    sft: Path | None = None,
 ) -> ReportMetrics:
     """Write `out/report.html` from the entries of the stages that made the round.
 
@@ -62,7 +63,7 @@ def write_report(
         "reward": reward,
         "ppo": ppo,
         "evaluate": evaluation,
-    }
+    } | ({"sft": sft} if sft else {})
     manifests = {n: json.loads((p / MANIFEST).read_text()) for n, p in entries.items()}
     metrics = {name: manifest["metrics"] for name, manifest in manifests.items()}
     rows = [json.loads(line) for line in (ppo / "metrics.jsonl").read_text().splitlines()]
@@ -81,7 +82,7 @@ def write_report(
         ),
         m=metrics,
         manifests=manifests,
-        labels_digest=manifests["pairs"]["inputs"]["labels"],
+        data=used_data(config, manifests),
         curves=[
             {"title": title, "meaning": meaning, "svg": curve(rows, name)}
             for name, title, meaning in CURVES
@@ -93,6 +94,33 @@ def write_report(
     partial.write_text(html, encoding="utf-8")
     os.replace(partial, out / "report.html")
     return ReportMetrics(bytes=len(html.encode()), examples=len(examples))
+
+
+def used_data(
+    config: RoundConfig, manifests: dict[str, dict[str, Any]]
+) -> list[tuple[str, str, str]]:
+    """What the round was made from: what it is, its name without folders, digest or commit."""
+    inputs = {name: manifest["inputs"] for name, manifest in manifests.items()}
+    first = inputs["sft"]["model"] if config.sft else inputs["completions"]["policy"]
+    rows = [
+        ("model", config.model, first),
+        ("prompts", config.prompts.path, inputs["prompts"]["source"]),
+        ("evaluation prompts", config.prompts.evaluation_path, inputs["prompts"].get("evaluation")),
+        (
+            "demonstrations for SFT",
+            config.sft and config.sft.data,
+            inputs.get("sft", {}).get("data"),
+        ),
+        ("rankings", "labels.parquet", inputs["pairs"]["labels"]),
+        ("judge", config.evaluation.judge, inputs["evaluate"].get("judge")),
+        ("reward function", config.ppo.reward_function, inputs["ppo"].get("reward_function")),
+    ]
+    # A folder's name may say more of the machine than the report should; a hub name has one slash.
+    return [
+        (what, Path(name).name if Path(name).is_absolute() else name, str(digest)[:16])
+        for what, name, digest in rows
+        if name
+    ]
 
 
 def compared_figures(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -132,6 +160,7 @@ def curve(rows: Sequence[dict[str, float]], name: str) -> Markup:
         figure, axis = plt.subplots(figsize=(4.2, 2.1))
         axis.plot(range(1, len(rows) + 1), [row[name] for row in rows], color="#5b6ee1", lw=1.8)
         axis.set_xlabel("iteration")
+        axis.locator_params(axis="x", integer=True)
         axis.grid(color=_TEXT, alpha=0.15)
         axis.spines[["top", "right"]].set_visible(False)
         figure.tight_layout(pad=0.4)

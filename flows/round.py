@@ -103,6 +103,7 @@ def rankloop_round(config: RoundConfig) -> dict[str, Any]:
         report = make.stage(
             stages.REPORT,
             config,
+            sft=initial if config.sft else None,
             prompts=prompts,
             completions=completions,
             labels=frozen,

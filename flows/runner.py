@@ -17,7 +17,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from flows.inputs import resolve_inputs
-from flows.stage import PARENT
+from flows.stage import MARK, PARENT
 from flows.stages import Stage
 from flows.store import Damage, Entry, Store, make_key, write_json
 from labeling.errors import InputError
@@ -190,14 +190,14 @@ def _follow(lines: IO[str], log: IO[str], on_line: Callable[[Line], None]) -> di
 
 
 def _parse(text: str) -> dict[str, Any] | None:
+    """The child's message, or None for what a user's function or a library prints, JSON or not."""
     if not text.startswith("{"):
         return None
     try:
         message = json.loads(text)
     except ValueError:
         return None
-    known = {"level", "result", "error"}
-    return message if isinstance(message, dict) and known & message.keys() else None
+    return message if isinstance(message, dict) and message.items() >= MARK.items() else None
 
 
 def _failure(stage: Stage, code: int, last: Mapping[str, Any], log: Path) -> StageError:

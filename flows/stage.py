@@ -1,8 +1,9 @@
 """One stage in a process of its own: `python -m flows.stage MODULE:FUNCTION job.json`.
 
 The child takes the entry's lock, calls the function, writes the manifest and renames the folder
-into the store. It speaks to its parent in JSON lines on stdout: log records with `level`,
-`logger`, `message`, `progress`, `metrics`; at the end one line with `result` or `error`.
+into the store. It speaks to its parent in JSON lines on stdout, all marked with MARK: log
+records with `level`, `logger`, `message`, `progress`, `metrics`; at the end one line with `result`
+or `error`. Lines without the mark are somebody's print.
 Exit codes: 0 done, 1 a failure (its traceback is in the log), 2 an InputError.
 `run_stage` in flows/runner.py is the parent.
 """
@@ -37,6 +38,7 @@ from labeling.errors import InputError
 logger = logging.getLogger("flows.stage")  # also when it runs as __main__
 
 PARENT = "RANKLOOP_PARENT"
+MARK = {"rankloop": 1}
 OURS = ("labeling", "reward", "ppo", "flows")
 _LIBRARIES = ("rankloop", "torch", "transformers", "trl", "tokenizers", "datasets", "numpy")
 _PR_SET_PDEATHSIG = 1
@@ -170,7 +172,7 @@ def _commit() -> str | None:
 def _say(message: dict[str, Any]) -> None:
     """One JSON line, in one write, on a line of its own even after somebody's unfinished print."""
     sys.stdout.flush()
-    os.write(1, b"\n" + json.dumps(finite(message)).encode() + b"\n")
+    os.write(1, b"\n" + json.dumps(finite(MARK | message)).encode() + b"\n")
 
 
 class _LineHandler(logging.Handler):

@@ -83,6 +83,7 @@ REPORT = Stage(
     "report",
     "flows.report:write_report",
     {
+        "sft": "entry",
         "prompts": "entry",
         "completions": "entry",
         "labels": "path",

@@ -140,6 +140,22 @@ class Store:
             {str(f.relative_to(path)): file_digest(f) for f in path.rglob("*") if f.is_file()}
         )
 
+    def entry_digest(self, path: Path) -> str:
+        """Digest of a whole entry, with what its manifest says of how it came to be: for a stage
+        that reads the manifest too.
+
+        Raises:
+            FileNotFoundError: there is no whole entry at `path`.
+        """
+        path = path.resolve()
+        entry = self.find(path.parent.name, path.name)
+        if not isinstance(entry, Entry) or entry.path != path:
+            raise FileNotFoundError(f"{path} is no whole entry of the store")
+        manifest = entry.manifest
+        outputs = {name: o["sha256"] for name, o in manifest["outputs"].items()}
+        known = [manifest["key"], manifest.get("version"), manifest["metrics"], outputs]
+        return _sha256_of_json(known)
+
     def _recorded(self, path: Path) -> str | None:
         if not path.is_relative_to(self.folder):
             return None
@@ -161,9 +177,21 @@ class Store:
 
 def make_key(stage: str, version: int, config: BaseModel, inputs: Mapping[str, Any]) -> str:
     """24 hex digits over all that can change a stage's files. `inputs` are digests by name."""
-    return _sha256_of_json(
-        {"stage": stage, "version": version, "config": keyed(config), "inputs": inputs}
-    )[:24]
+    known: dict[str, Any] = {"stage": stage, "version": version, "config": keyed(config)}
+    if getattr(config, "dtype", None) == "auto" and hasattr(config, "device"):
+        # The device itself changes nothing that matters, but the precision that goes with it does.
+        known["dtype_of"] = _kind_of_device(config.device)
+    return _sha256_of_json(known | {"inputs": inputs})[:24]
+
+
+def _kind_of_device(device: str) -> str:
+    """`cpu` or `cuda`: for `auto` a guess at what torch would take, without the seconds that its
+    import costs. A machine with a GPU but a torch without CUDA is told with `device: cpu`."""
+    if device != "auto":
+        return device
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "cuda" if driver and not hidden else "cpu"
 
 
 def keyed(config: BaseModel) -> dict[str, Any]:

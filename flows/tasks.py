@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -32,6 +33,8 @@ from flows.runner import Line, StageError, StageResult, run_stage
 from flows.stages import Kind, Stage
 from flows.summary import step_rows, summary_markdown
 from labeling.label_studio import LabelStudio
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -87,8 +90,12 @@ def publish(
     """The completions as tasks in Label Studio; refuses before anything is published when the
     labels frozen earlier are of other completions."""
     file = completions.value.output
-    labels.find_frozen(frozen, file)
-    return _answer(labels.publish(_label_studio(), config.name, config.labeling, file))
+    known = labels.find_frozen(frozen, file)
+    return _answer(
+        labels.publish(
+            _label_studio(), config.name, config.labeling, file, is_frozen=known is not None
+        )
+    )
 
 
 @task(task_run_name="simulated labelers", **_RETRIES)
@@ -112,7 +119,9 @@ def gate(
     known = labels.find_frozen(frozen, published.value.completions)
     if known is not None:
         return _answer(labels.Opened(known.rankings))
-    return _answer(labels.wait_for_rankings(_label_studio(), published.value, config.labeling))
+    return _answer(
+        labels.wait_for_rankings(_label_studio(), published.value, config.labeling, _label_studio)
+    )
 
 
 @task(task_run_name="freeze labels", **_RETRIES)
@@ -128,11 +137,25 @@ def freeze(
 def summarise(document: dict[str, Any], report: Outcome[StageResult]) -> Answer[Summary]:
     """The round's table and its outcome, as artifacts on the dashboard."""
     name = _slug(document["name"])
-    create_table_artifact(step_rows(document), key=f"{name}-steps", description="Steps")
-    create_markdown_artifact(
-        summary_markdown(document), key=f"{name}-summary", description="Outcome"
-    )
+    rows, text = step_rows(document), summary_markdown(document)
+
+    def show() -> None:
+        create_table_artifact(rows, key=f"{name}-steps", description="Steps")
+        create_markdown_artifact(text, key=f"{name}-summary", description="Outcome")
+
+    _shown(show)
     return _answer(Summary())
+
+
+def _shown(show: Callable[[], None]) -> bool:
+    """Whether the dashboard took it. A dashboard that is away ends no work: that is worth a
+    warning, whatever it is that Prefect's client raises."""
+    try:
+        show()
+    except Exception as error:
+        logger.warning("the dashboard is not told (%s); going on", type(error).__name__)
+        return False
+    return True
 
 
 def _answer(result: T) -> Answer[T]:
@@ -171,13 +194,14 @@ class _Lines:
         self._stage = stage
         self._artifact: UUID | None = None
         self._last = time.monotonic()
+        self._is_shown = True
 
     def __call__(self, line: Line) -> None:
         ours = line.logger.partition(".")[0] in LOGGERS
         target = logging.getLogger(line.logger if ours else f"flows.others.{line.logger}")
         extra = {"progress": line.progress, "metrics": line.metrics}
         target.log(line.level, line.message, extra=extra)
-        if line.progress:
+        if line.progress and self._is_shown:
             self._show(*line.progress, line.message)
 
     def _show(self, done: int, total: int, message: str) -> None:
@@ -186,8 +210,12 @@ class _Lines:
             return
         self._last = time.monotonic()
         share = 100 * min(done / total, 1.0)
-        if self._artifact is None:
-            key = f"{_slug(self._stage)}-progress"
-            self._artifact = cast(UUID, create_progress_artifact(share, key, message))
-        else:
-            update_progress_artifact(self._artifact, share, message)
+
+        def show() -> None:
+            if self._artifact is None:
+                key = f"{_slug(self._stage)}-progress"
+                self._artifact = cast(UUID, create_progress_artifact(share, key, message))
+            else:
+                update_progress_artifact(self._artifact, share, message)
+
+        self._is_shown = _shown(show)  # after one failure the stage goes on without

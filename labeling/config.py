@@ -34,7 +34,9 @@ class Prompts(BaseModel, frozen=True, extra="forbid"):
     )
     column: str = Field("prompt", description="The column that holds the prompt.")
     limit: int | None = Field(
-        None, ge=2, description="Use at most so many prompts of `path`, chosen by the seed."
+        None,
+        ge=2,
+        description="Use at most so many prompts of `path`, chosen by the seed, before the split.",
     )
     seed: int = Field(0, description="Seed of the choice and of the split.")
 
@@ -73,7 +75,10 @@ class Labeling(BaseModel, frozen=True, extra="forbid"):
         description="How many usable rankings open the gate. Without it: one for each task.",
     )
     poll_seconds: float = Field(
-        5.0, gt=0, description="Seconds between two looks at Label Studio while waiting."
+        5.0,
+        gt=0,
+        description="Seconds between two looks at Label Studio while waiting.",
+        json_schema_extra=UNKEYED,
     )
     simulated: tuple[SimulatedLabeler, ...] = Field(
         (), description="Simulated labelers; empty when people rank."

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import httpx
@@ -125,7 +126,11 @@ class LabelStudio:
             changed = {k: v for k, v in wanted.items() if getattr(ours, k, None) != v}
             if changed:
                 self._ask(lambda: self._client.projects.update(ours.id, **changed))
-        return Project(ours.id, title, f"{self.url}/projects/{ours.id}")
+        return Project(ours.id, title, self.page(ours.id))
+
+    def page(self, project_id: int) -> str:
+        """Where a browser finds the project: a restarted server may be at another address."""
+        return f"{self.url}/projects/{project_id}"
 
     def _find(self, title: str) -> Any:
         def search() -> list[Any]:
@@ -196,13 +201,47 @@ class LabelStudio:
     def keys(self, project: Project) -> Counter[str]:
         """The keys of the project's tasks, and how often each is there."""
 
-        def read() -> Counter[str]:
+        return Counter(key for key, _ in self._tasks(project))
+
+    def _tasks(self, project: Project) -> list[tuple[str, Any]]:
+        """Key and task, for the tasks that are ours."""
+
+        def read() -> list[tuple[str, Any]]:
             tasks: Iterable[Any] = self._client.tasks.list(
-                project=project.id, page_size=2000, include=["id", "data"], fields="task_only"
+                project=project.id,
+                page_size=2000,
+                include=["id", "data", "total_annotations"],
+                fields="task_only",
             )
-            return Counter(str(t.data["key"]) for t in tasks if "key" in (t.data or {}))
+            return [(str(t.data["key"]), t) for t in tasks if "key" in (t.data or {})]
 
         return self._ask(read, repeat=True)
+
+    def remove_others(self, project: Project, tasks: Sequence[Candidates]) -> int:
+        """Delete our tasks that are none of the given, so that nobody ranks what no round reads;
+        how many there were. Tasks without a key of ours are left alone.
+
+        Raises InputError, and deletes nothing, when people have ranked some of them.
+        """
+        if not self.count(project).tasks:
+            return 0
+        known = {task.key for task in tasks}
+        others = [task for key, task in self._tasks(project) if key not in known]
+        if ranked := sum(bool(task.total_annotations) for task in others):
+            raise InputError(
+                f"{ranked} tasks that are ranked already in project {project.title!r} of Label "
+                "Studio are of other completions (the model, the prompts or the sampling changed "
+                "since); give this run another name with --name"
+            )
+        if others:
+            logger.warning(
+                "%d tasks in project %r are of other completions and not ranked yet: deleting them",
+                len(others),
+                project.title,
+            )
+        for task in others:
+            self._ask(partial(self._client.tasks.delete, str(task.id)))
+        return len(others)
 
     # --- answers out -----------------------------------------------------------------------------
 

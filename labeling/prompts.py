@@ -47,6 +47,8 @@ def prepare_prompts(
     prompts, duplicates = _distinct(load_prompts(source, config.column))
     rng = random.Random(f"prompts-{config.seed}")
     rng.shuffle(prompts)
+    left_out = max(0, len(prompts) - config.limit) if config.limit else 0
+    del prompts[len(prompts) - left_out :]
     if evaluation is None:
         if len(prompts) < 2:
             raise InputError(
@@ -62,17 +64,27 @@ def prepare_prompts(
         duplicates += more + len(prompts) - len(train)
         if not train:
             raise InputError(f"every prompt of {source} is in {evaluation} too: none left to train")
-    kept = train[: config.limit] if config.limit else train
-    marked = kept + [replace(p, split="evaluation") for p in held_out]
+    _refuse_mixed_forms(train + held_out)
+    marked = train + [replace(p, split="evaluation") for p in held_out]
     write_prompts(marked, out / "prompts.parquet")
     metrics = PromptMetrics(
-        train=len(kept),
+        train=len(train),
         evaluation=len(held_out),
         duplicates=duplicates,
-        left_out_by_limit=len(train) - len(kept),
+        left_out_by_limit=left_out,
     )
     logger.info("%d prompts to train on, %d to evaluate", metrics.train, metrics.evaluation)
     return metrics
+
+
+def _refuse_mixed_forms(prompts: list[Prompt]) -> None:
+    """Preference data is of one form in TRL, and a chat template changes every token."""
+    chat = [p for p in prompts if p.messages is not None]
+    if chat and len(chat) < len(prompts):
+        raise InputError(
+            f"{len(chat)} prompts are conversations and {len(prompts) - len(chat)} are plain text; "
+            "write all of them, evaluation included, in one form"
+        )
 
 
 def _distinct(prompts: list[Prompt]) -> tuple[list[Prompt], int]:

@@ -88,7 +88,7 @@ class PPO(Compute, frozen=True, extra="forbid"):
     )
     learning_rate: float = Field(1e-5, gt=0, description="Of policy and value, at the start.")
     learning_rate_end: float = Field(
-        0.0, ge=0, description="Share of `learning_rate` left at the end of the linear decay."
+        0.0, ge=0, description="Share of `learning_rate` that the linear decay runs to."
     )
     adam_epsilon: float = Field(1e-5, gt=0, description="Adam's epsilon.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm above which it is clipped.")
@@ -141,7 +141,8 @@ class Evaluation(Compute, Generation, frozen=True, extra="forbid"):
         None,
         description="The function that says which completion wins, as `module_or_file:function` "
         "with the form score(prompts, completions) -> list of floats; the higher score wins, a "
-        "tie counts one half. Without it the reward model judges, which flatters the candidate.",
+        "tie counts one half. Its file is part of the step's key; what that file reads or imports "
+        "is not. Without a judge the reward model judges, which flatters the candidate.",
         json_schema_extra=UNKEYED,
     )
     guards: dict[str, str] = Field(

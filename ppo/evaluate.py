@@ -1,4 +1,4 @@
-"""The candidate against the initial policy on prompts that neither was trained on."""
+"""The candidate against the initial policy on the evaluation prompts, which PPO never sees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from labeling.comparison import Comparison, verdict, wilson_interval, win_rate
 from labeling.errors import InputError
 from labeling.records import Prompt, read_prompts, write_table
-from labeling.scoring import load_score_function
+from labeling.scoring import ScoreFunction, load_score_function
 from ppo.config import Evaluation
 from ppo.generation import Generator, Response, choose, encode_prompts
 from ppo.policy import assemble, load_policy, response_logits, token_logprobs
@@ -88,6 +88,9 @@ def evaluate_policy(
     if judge is None and reward_model is None:
         raise InputError("evaluation needs a judge function or a reward model; neither was given")
     device, dtype = place(config)
+    # Before hours of sampling: is there such a function?
+    judging = None if judge is None else load_score_function(judge)
+    guarding = {name: load_score_function(ref) for name, ref in (guards or {}).items()}
     tokenizer = load_tokenizer(initial)
     model = load_policy(initial).to(device)  # type: ignore[arg-type]
     chosen = choose(read_prompts(prompts, "evaluation"), config.prompts, config.seed)
@@ -108,12 +111,11 @@ def evaluate_policy(
             scorer.scores(chosen, [r.completion for r in after]),
         )
     judged = (
-        (_apply(judge, chosen, before), _apply(judge, chosen, after))
-        if judge is not None
+        (_apply(judging, chosen, before), _apply(judging, chosen, after))
+        if judging is not None
         else rewards
     )
     assert judged is not None  # one of judge and reward_model is there
-    names = dict(guards or {})
     figures = [
         PolicyFigures(
             judge=_mean(judged[side]),
@@ -121,7 +123,7 @@ def evaluate_policy(
             tokens=_mean([len(r.tokens) for r in drawn]),
             finished=_mean([r.completion.finished for r in drawn]),
             distinct=len({r.completion.text for r in drawn}) / len(drawn),
-            guards={name: _mean(_apply(ref, chosen, drawn)) for name, ref in names.items()},
+            guards={n: _mean(_apply(guard, chosen, drawn)) for n, guard in guarding.items()},
         )
         for side, drawn in enumerate((before, after))
     ]
@@ -141,7 +143,7 @@ def evaluate_policy(
         losses=verdicts.count(0.0),
         prompts=len(verdicts),
         kl=kl,
-        judged_by="the reward model" if judge is None else "a judge function",
+        judged_by="the reward model" if judge is None else f"{Path(judge).name}",
         initial=figures[0],
         **asdict(figures[1]),
     )
@@ -192,8 +194,9 @@ def mean_kl(
     return total / len(responses)
 
 
-def _apply(reference: str, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
-    function = load_score_function(reference)
+def _apply(
+    function: ScoreFunction, prompts: Sequence[Prompt], responses: Sequence[Response]
+) -> list[float]:
     return function([p.readable for p in prompts], [r.completion.text for r in responses])
 
 

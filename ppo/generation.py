@@ -85,12 +85,19 @@ class Generator:
         device = self.model.device
         ids, attention = pad_left(prompts, self.pad)
         torch.manual_seed(seed)
-        with autocast(device, self.dtype):
-            output = self.model.generate(  # type: ignore[operator]
-                input_ids=ids.to(device),
-                attention_mask=attention.to(device),
-                generation_config=self.settings,
-            )
+        # `generate` fills what our settings leave open from the model's own generation config,
+        # which in published chat models truncates the distribution (top-k, top-p, penalties).
+        defaults = self.model.generation_config
+        self.model.generation_config = GenerationConfig()
+        try:
+            with autocast(device, self.dtype):
+                output = self.model.generate(  # type: ignore[operator]
+                    input_ids=ids.to(device),
+                    attention_mask=attention.to(device),
+                    generation_config=self.settings,
+                )
+        finally:
+            self.model.generation_config = defaults
         return [self._response(row) for row in output[:, ids.shape[1] :].tolist()]
 
     def draw_all(

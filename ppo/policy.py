@@ -18,8 +18,9 @@ from labeling.hub import name_and_revision
 
 
 def load_policy(model: str) -> PreTrainedModel:
-    """Load a causal language model in float32, in evaluation mode: dropout stays off everywhere,
-    in the update too, or the ratio on the first minibatch would not be 1.
+    """Load a causal language model in float32, in evaluation mode: dropout stays off in sampling
+    and in PPO's update alike, or the ratio on the first minibatch would not be 1. (SFT's trainer
+    switches it on for itself.)
 
     Args:
         model: a folder in transformers' format, or a hub name (`name@commit`).
@@ -127,7 +128,8 @@ class ActorCritic(nn.Module):
         logits, hidden = response_logits(self.policy, sequences, temperature)
         if self.critic is not None:
             _, hidden = response_logits(self.critic, sequences, temperature)
-        return logits, self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would round the values
+            return logits, self.value_head(hidden.float()).squeeze(-1)
 
 
 def response_logits(

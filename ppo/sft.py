@@ -29,19 +29,10 @@ from ppo.config import SFT
 from ppo.demonstrations import Encoded, encode_demonstration, parse_demonstration
 from ppo.policy import load_policy, save_policy, stop_tokens
 from reward.compute import LogProgress, place, trainer_arguments
-from reward.encoding import load_tokenizer
+from reward.encoding import give_pad_token, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-PAD_TOKEN = "<|pad|>"
-# What published vocabularies call a token for padding, or one that is used for nothing.
-SPARE_TOKENS = (
-    PAD_TOKEN,
-    "<pad>",
-    "[PAD]",
-    "<|finetune_right_pad_id|>",
-    "<|reserved_special_token_0|>",
-)
 POOL = 32  # batches among which examples of like length are put together
 
 
@@ -105,12 +96,11 @@ def train_sft(config: SFT, model: str, data: str, out: Path) -> SFTMetrics:
                 seed=config.seed,
                 data_seed=config.seed,
                 logging_steps=max(1, steps // 50),
-                logging_nan_inf_filter=False,
                 **trainer_arguments(device, dtype),
             ),
             train_dataset=as_dataset(examples, config.completion_only).select(order),
             processing_class=tokenizer,
-            callbacks=[LogProgress(), curve],
+            callbacks=[LogProgress("sft"), curve],
         )
         trainer.remove_callback(PrinterCallback)  # it writes to stdout
         result = trainer.train()
@@ -127,26 +117,6 @@ def train_sft(config: SFT, model: str, data: str, out: Path) -> SFTMetrics:
     )
     logger.info("loss %.3f, token accuracy %.3f", metrics.loss, metrics.token_accuracy)
     return metrics
-
-
-def give_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer whose pad token is missing, or is EOS, one of its own, and tell the model.
-
-    A spare token of the vocabulary is taken where there is one; else a token is added, and the
-    embeddings grow by a row if the matrix has none left over (GPT-2, Llama 2). With pad = EOS the
-    reward model would read its score from the token before EOS, without a word.
-    """
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        vocabulary = tokenizer.get_vocab()
-        spare = next((token for token in SPARE_TOKENS if token in vocabulary), PAD_TOKEN)
-        tokenizer.add_special_tokens({"pad_token": spare})
-        rows = len(model.get_input_embeddings().get_parameter("weight"))
-        if len(tokenizer) > rows:
-            model.resize_token_embeddings(len(tokenizer))
-        logger.info("the tokenizer has no pad token of its own: %s is it now", spare)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if model.generation_config is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
 def load_examples(
@@ -231,12 +201,8 @@ class _Curve(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the SFT loss is {loss} at step {state.global_step}: lower sft.learning_rate"
-            )
-        self.points.append((state.global_step, loss, float(logs["mean_token_accuracy"])))
+        loss, accuracy = float(logs["loss"]), float(logs["mean_token_accuracy"])
+        self.points.append((state.global_step, loss, accuracy))
 
     def last_tenth(self) -> tuple[float, float]:
         """Mean loss and accuracy of the last tenth of the steps."""

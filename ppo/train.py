@@ -68,8 +68,7 @@ def train_ppo(
         reward_function: `module_or_file:function` in its place.
 
     Raises:
-        InputError: neither reward is given, or something cannot be loaded.
-        FloatingPointError: a loss became NaN or infinite.
+        InputError: neither reward is given, something cannot be loaded, or the loss diverged.
     """
     device, dtype = place(config)
     score = _score(reward_model, reward_function, device, dtype)
@@ -184,8 +183,9 @@ def masked_variance(values: Tensor, mask: Tensor) -> float:
 
 
 def learning_rate_at(iteration: int, config: PPO) -> float:
-    """Linear from `learning_rate` down to its share `learning_rate_end` in the last iteration."""
-    done = iteration / max(1, config.iterations - 1)
+    """Linear from `learning_rate` towards its share `learning_rate_end`, which it would reach after
+    the last iteration; so none is spent on a rate of 0."""
+    done = iteration / config.iterations
     return config.learning_rate * (1 - done * (1 - config.learning_rate_end))
 
 

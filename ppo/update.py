@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from labeling.errors import InputError
 from ppo.config import PPO
 from ppo.generation import counter_seed
 from ppo.losses import entropy, policy_loss, value_loss
@@ -30,7 +31,7 @@ def update(
     changes nothing. Returns the means of the statistics over all minibatches.
 
     Raises:
-        FloatingPointError: the loss or its gradient is not finite.
+        InputError: the loss diverged: its gradient is not finite.
     """
     device = actor.value_head.weight.device
     parameters = [p for p in actor.parameters() if p.requires_grad]
@@ -52,7 +53,7 @@ def update(
                     statistics[name] = statistics.get(name, 0.0) + (value * share).item()
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             if not torch.isfinite(norm):
-                raise FloatingPointError(
+                raise InputError(
                     f"PPO's gradient is {norm.item()} in iteration {iteration + 1}, epoch "
                     f"{epoch + 1} ({statistics}); lower ppo.learning_rate or raise ppo.kl_coef"
                 )

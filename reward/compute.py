@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -66,13 +67,18 @@ def trainer_arguments(device: torch.device, dtype: torch.dtype) -> dict[str, Any
         "report_to": [],
         "save_strategy": "no",
         "logging_strategy": "steps",
+        "logging_nan_inf_filter": False,  # a loss that is NaN is not to be hidden
         "disable_tqdm": True,
         "dataloader_pin_memory": device.type == "cuda",
     }
 
 
 class LogProgress(TrainerCallback):
-    """Says through `logging` how far a Trainer has come."""
+    """Says through `logging` how far a Trainer has come, and stops when the loss is no number.
+    `section` is where the config holds the learning rate."""
+
+    def __init__(self, section: str) -> None:
+        self.section = section
 
     def on_log(
         self,
@@ -85,6 +91,11 @@ class LogProgress(TrainerCallback):
         metrics = {k: float(v) for k, v in (logs or {}).items() if k in ("loss", "accuracy")}
         if not metrics:
             return
+        if not math.isfinite(metrics.get("loss", 0.0)):
+            raise InputError(
+                f"the loss is {metrics['loss']} at step {state.global_step}: lower "
+                f"{self.section}.learning_rate"
+            )
         shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         logger.info(
             "step %d/%d: %s",

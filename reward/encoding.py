@@ -1,13 +1,28 @@
-"""Texts to token ids, in one place: sampling, SFT'd policy, reward model, PPO and evaluation all
-build exactly the same tokens from a prompt and a completion."""
+"""Texts to token ids, in one place: sampling, SFT, reward model, PPO and evaluation all build the
+same tokens from a prompt, and the reward model is trained and asked with the same tokens of a
+completion (its decoded text, encoded anew, and EOS where it was finished)."""
 
 from __future__ import annotations
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import logging
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from labeling.errors import InputError
 from labeling.hub import name_and_revision
 from labeling.records import Completion, Prompt
+
+logger = logging.getLogger(__name__)
+
+PAD_TOKEN = "<|pad|>"
+# What published vocabularies call a token for padding, or one that is used for nothing.
+SPARE_TOKENS = (
+    PAD_TOKEN,
+    "<pad>",
+    "[PAD]",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_0|>",
+)
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -54,3 +69,24 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion) -
     """The tokens of a completion, closed by EOS when it was finished."""
     ids = list(tokenizer(completion.text, add_special_tokens=False)["input_ids"])
     return [*ids, tokenizer.eos_token_id] if completion.finished else ids
+
+
+def give_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer whose pad token is missing, or is EOS, one of its own, and tell the model.
+
+    A spare token of the vocabulary is taken where there is one; else a token is added, and the
+    embeddings grow by a row if the matrix has none left over (GPT-2, Llama 2). With pad = EOS the
+    reward model would read its score from the token before EOS, without a word.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        vocabulary = tokenizer.get_vocab()
+        spare = next((token for token in SPARE_TOKENS if token in vocabulary), PAD_TOKEN)
+        tokenizer.add_special_tokens({"pad_token": spare})
+        rows = len(model.get_input_embeddings().get_parameter("weight"))
+        if len(tokenizer) > rows:
+            model.resize_token_embeddings(len(tokenizer))
+        logger.info("the tokenizer has no pad token of its own: %s is it now", spare)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    generation = getattr(model, "generation_config", None)  # a classifier has none
+    if generation is not None:
+        generation.pad_token_id = tokenizer.pad_token_id

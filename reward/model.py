@@ -21,9 +21,8 @@ from labeling.errors import InputError
 from labeling.hub import name_and_revision
 from labeling.records import Completion, Prompt
 from reward.compute import autocast
-from reward.encoding import completion_ids, load_tokenizer, prompt_ids
+from reward.encoding import completion_ids, give_pad_token, load_tokenizer, prompt_ids
 
-PAD_TOKEN = "<|rankloop_pad|>"
 NORMALIZATION = "normalization.json"
 
 
@@ -95,7 +94,7 @@ class RewardModel:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             input_ids, attention_mask = pad_right(
-                [ids[i] for i in rows], self.model.config.pad_token_id
+                [ids[i] for i in rows], self.model.config.get_text_config().pad_token_id
             )
             with autocast(self.device, self.dtype):
                 logits = self.model(
@@ -131,10 +130,7 @@ def from_policy(policy: str, seed: int) -> tuple[PreTrainedModel, PreTrainedToke
     except Exception as error:  # transformers raises many kinds
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise InputError(f"cannot make a reward model of {policy}: {reason}") from error
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-        model.resize_token_embeddings(max(len(tokenizer), model.config.vocab_size))
-    model.config.pad_token_id = tokenizer.pad_token_id
+    give_pad_token(model, tokenizer)
     head = getattr(model, "score", None)
     if isinstance(head, torch.nn.Linear):
         generator = torch.Generator().manual_seed(seed)

@@ -62,17 +62,24 @@ def train_reward_model(
             f"reward.batch_size {config.batch_size} is no multiple of reward.micro_batch_size "
             f"{micro}"
         )
-    train, held_out = split_by_prompt(read_pairs(pairs), config.held_out_fraction, config.seed)
     model, tokenizer = from_policy(policy, config.seed)
-    rows = [row for pair in train if (row := encode_pair(tokenizer, pair, config.max_length))]
-    too_long = len(train) - len(rows)
-    if not rows:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = min(config.max_length, context or config.max_length)
+    given = read_pairs(pairs)
+    encoded = [(p, row) for p in given if (row := encode_pair(tokenizer, p, limit))]
+    too_long = len(given) - len(encoded)
+    if not encoded:
         raise InputError(
-            f"all {len(train)} training pairs are longer than reward.max_length = "
-            f"{config.max_length} tokens; raise it"
+            f"all {len(given)} pairs are longer than {limit} tokens (reward.max_length and the "
+            "model's context); raise reward.max_length, or shorten prompts and max_new_tokens"
         )
     if too_long:
-        logger.warning("%d pairs are longer than %d tokens: left out", too_long, config.max_length)
+        logger.warning("%d pairs are longer than %d tokens: left out", too_long, limit)
+    train, held_out = split_by_prompt(
+        [p for p, _ in encoded], config.held_out_fraction, config.seed
+    )
+    kept = {p.prompt.key for p in train}
+    rows = [row for p, row in encoded if p.prompt.key in kept]
     steps = max(1, round(config.epochs * len(rows) / config.batch_size))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         trainer = RewardTrainer(
@@ -96,7 +103,7 @@ def train_reward_model(
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            callbacks=[LogProgress()],
+            callbacks=[LogProgress("reward")],
         )
         trainer.remove_callback(PrinterCallback)  # LogProgress says the same
         result = trainer.train()
@@ -170,5 +177,9 @@ def normalization_on(model: RewardModel, completions: Path) -> Normalization:
     candidates = read_candidates(completions)
     flat = [(c.prompt, a) for c in candidates for a in c.completions]
     scores = model.raw_scores([p for p, _ in flat], [a for _, a in flat]).to(torch.float64)
+    if not torch.isfinite(scores).all():
+        raise InputError(
+            "the trained reward model gives scores that are no numbers: lower reward.learning_rate"
+        )
     std = scores.std().item() if len(flat) > 1 else 1.0
     return Normalization(mean=scores.mean().item(), std=std if std > 1e-8 else 1.0)

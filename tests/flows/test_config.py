@@ -122,6 +122,23 @@ def test_functions_are_found_wherever_they_are_named(folder: Path) -> None:
     assert config.evaluation.guards == {"valid": place, "other": "json:dumps"}
 
 
+def test_a_link_keeps_its_name_and_ending(folder: Path) -> None:
+    (folder / "prompts.jsonl").rename(folder / "0a1b2c")
+    (folder / "prompts.jsonl").symlink_to("0a1b2c")
+    assert load(folder, BASIC).prompts.path == str(folder / "prompts.jsonl")
+
+
+def test_a_module_in_the_current_folder_is_a_file_of_the_project(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "taste.py").touch()
+    monkeypatch.chdir(here)
+    config = load(folder, BASIC + "evaluation: {judge: 'taste:score'}\n")
+    assert config.evaluation.judge == f"{here / 'taste.py'}:score"
+
+
 def test_a_function_outside_the_project_is_refused(folder: Path) -> None:
     outside = folder.parent / "rubric.py"
     outside.touch()

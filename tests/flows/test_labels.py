@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import labels
 from flows.labels import Published
-from labeling import simulated
+from flows.servers import Servers
+from labeling import page, simulated
 from labeling.config import Labeling, SimulatedLabeler
 from labeling.errors import InputError
-from labeling.label_studio import LabelStudio
+from labeling.label_studio import Counts, LabelStudio, Project
 from labeling.records import (
     Candidates,
     Completion,
     Prompt,
+    Ranking,
     read_rankings,
     write_candidates,
 )
@@ -48,6 +54,13 @@ def published(label_studio: LabelStudio, completions: Path) -> Published:
     """Four tasks in a project of their own."""
     name = f"gate-{uuid.uuid4().hex[:8]}"
     return labels.publish(label_studio, name, Labeling(), completions)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30.0
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
 
 
 def answer(label_studio: LabelStudio, published: Published, limit: int) -> None:
@@ -121,6 +134,102 @@ def test_frozen_labels_that_cannot_be_read_are_an_input_error(
     path.write_text("no parquet")
     with pytest.raises(InputError, match="remove it to freeze the labels anew"):
         labels.find_frozen(path, completions)
+
+
+def test_rankings_of_simulated_labelers_that_cannot_be_enough_are_an_input_error(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    answer(label_studio, published, limit=4)
+    config = Labeling(wanted=5, poll_seconds=1e6, simulated=(LABELER,))
+    with pytest.raises(InputError, match=r"4 of 5 rankings.*lower labeling\.wanted"):
+        labels.wait_for_rankings(label_studio, published, config)
+    labels._refuse_to_wait_for_nobody(
+        [Ranking("key", "ann@example.org", ((0,), (1,)))], Counter(), 5, config
+    )
+
+
+def test_the_gate_says_which_answers_are_not_usable(
+    label_studio: LabelStudio, published: Published, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer(label_studio, published, limit=3)
+    (last,) = (t for t in label_studio.export(published.project) if not t["annotations"])
+    partial = page.annotation_result(Ranking(last["data"]["key"], "", ((0,),)), 2)
+    label_studio.annotate(last["id"], partial, label_studio.ensure_labeler("ann@example.org"))
+    caplog.set_level("INFO", "flows.labels")
+    waiting = threading.Thread(
+        target=labels.wait_for_rankings,
+        args=(label_studio, published, Labeling(poll_seconds=0.05)),
+        daemon=True,
+    )
+    waiting.start()
+    until(lambda: "3 of 4 rankings are there; not usable: 1 partial" in caplog.text)
+    answer(label_studio, published, limit=1)
+    waiting.join(30)
+    assert not waiting.is_alive()
+
+
+def test_the_gate_waits_for_a_label_studio_that_is_away_and_finds_it_elsewhere(
+    label_studio: LabelStudio,
+    servers: Servers,
+    published: Published,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leaving = LabelStudio(label_studio.url, servers.label_studio.token)
+    counts = iter([leaving.count(published.project)])
+
+    def count(project: Project) -> Counts:
+        for known in counts:
+            return known
+        raise ConnectionError("it is away")
+
+    troubles = iter([ConnectionError("not ready"), InputError("cannot be reached")])
+
+    def reconnect() -> LabelStudio:
+        for trouble in troubles:
+            raise trouble
+        answer(label_studio, published, limit=4)
+        return label_studio
+
+    monkeypatch.setattr(leaving, "count", count)
+    config = Labeling(poll_seconds=0.01)
+    opened = labels.wait_for_rankings(leaving, published, config, reconnect)
+    assert opened == labels.Opened(4)
+
+
+def test_nobody_is_asked_to_rank_tasks_of_other_completions(
+    label_studio: LabelStudio, published: Published, tmp_path: Path
+) -> None:
+    foreign = page.task_data(tasks("somebody's own")[0])
+    del foreign["key"]
+    rows: Any = [{"data": foreign}]
+    label_studio._client.projects.import_tasks(published.project.id, request=rows)
+    others, name = tmp_path / "others.parquet", published.project.title
+    write_candidates([*tasks("another")[:2], *tasks("question")[:1]], others)
+    again = labels.publish(label_studio, name, Labeling(), others)
+    assert again.created == 2
+    keys = {task.key for task in (*tasks("another")[:2], *tasks("question")[:1])}
+    assert set(label_studio.keys(again.project)) == keys
+    assert label_studio.count(again.project).tasks == 4
+
+
+def test_ranked_tasks_of_other_completions_stop_the_round(
+    label_studio: LabelStudio, published: Published, tmp_path: Path
+) -> None:
+    answer(label_studio, published, limit=1)
+    others, name = tmp_path / "others.parquet", published.project.title
+    write_candidates(tasks("another"), others)
+    with pytest.raises(InputError, match=r"1 tasks that are ranked already .* --name"):
+        labels.publish(label_studio, name, Labeling(), others)
+    assert dict(label_studio.keys(published.project)) == {t.key: 1 for t in tasks("question")}
+
+
+def test_with_frozen_labels_nothing_is_put_before_anybody(
+    label_studio: LabelStudio, completions: Path
+) -> None:
+    name = f"frozen-{uuid.uuid4().hex[:8]}"
+    published = labels.publish(label_studio, name, Labeling(), completions, is_frozen=True)
+    assert (published.tasks, published.created) == (4, 0)
+    assert label_studio.count(published.project).tasks == 0
 
 
 def test_more_rankings_than_tasks_need_several_labelers_for_each(

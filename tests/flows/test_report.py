@@ -12,6 +12,7 @@ from labeling.pairs import PairMetrics
 from labeling.prompts import PromptMetrics
 from ppo.evaluate import EvaluationMetrics, PolicyFigures
 from ppo.generation import SamplingMetrics
+from ppo.sft import SFTMetrics
 from ppo.train import PPOMetrics
 from reward.train import RewardMetrics
 
@@ -32,6 +33,7 @@ def report(tmp_path_factory):
     }
     metrics = {
         "prompts": PromptMetrics(90, 10, 3, 0),
+        "sft": SFTMetrics(0.5, 0.8, 70, 900, 12, 0, 0),
         "completions": SamplingMetrics(90, 360, 1.0, 0.99, 0, 12.0),
         "pairs": PairMetrics(88, 400, 88, 1, 2, 3, 0),
         "reward": RewardMetrics(0.8125, 0.9, 360, 40, 0, 12, 0.5, 0.0, 1.0),
@@ -56,7 +58,14 @@ def report(tmp_path_factory):
         manifest = {
             "key": f"key-of-{name}",
             "metrics": asdict(value),
-            "inputs": {"labels": "digest-of-labels"},
+            "inputs": {
+                "model": "digest-of-model",
+                "policy": "digest-of-policy",
+                "data": "digest-of-data",
+                "source": "digest-of-prompts",
+                "labels": "digest-of-labels",
+                "judge": "digest-of-judge",
+            },
             "libraries": {"torch": "2.13.0"},
             "device": "cpu",
             "commit": "0123456789abcdef",
@@ -73,7 +82,13 @@ def report(tmp_path_factory):
     }
     (folders["evaluate"] / "examples.json").write_text(json.dumps([example]))
     config = RoundConfig.model_validate(
-        {"name": "test", "model": str(root / "base"), "prompts": {"path": str(root / "p.jsonl")}}
+        {
+            "name": "test",
+            "model": str(root / "base"),
+            "prompts": {"path": str(root / "p.jsonl")},
+            "sft": {"data": str(root / "corpus.jsonl")},
+            "evaluation": {"judge": f"{root}/rubric.py:score"},
+        }
     )
     out = root / "out"
     out.mkdir()
@@ -116,7 +131,19 @@ def test_it_holds_everything_itself(report):
 
 def test_the_figures_are_the_metrics(report):
     text = re.sub(r"\s+", " ", parsed(report[0]).text)
-    for shown in ("85.0 %", "81.0 %", "88.0 %", "81.2 %", "88 rankings", "400", "0.875", "3.25"):
+    for shown in (
+        "85.0 %",
+        "81.0 %",
+        "88.0 %",
+        "81.2 %",
+        "corpus.jsonl",
+        "rubric.py:score",
+        "digest-of-labels",
+        "88 rankings",
+        "400",
+        "0.875",
+        "3.25",
+    ):
         assert shown in text, shown
 
 

@@ -17,10 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.inputs import resolve_inputs
 from flows.runner import Line, StageError, StageResult, run_stage
 from flows.stages import Stage
+from flows.store import Store
 from labeling.errors import InputError
-from tests.flows.toy_stages import COPY, WAIT, Toy
+from tests.flows.toy_stages import COPY, TALK, WAIT, Toy
 
 PATIENCE_S = 20.0
 ROOT = Path(__file__).parents[2]
@@ -199,6 +201,22 @@ def test_log_records_and_stray_prints_reach_the_parent_in_order(source: Path, ho
         Line(logging.INFO, "stdout", "an unfinished line"),
         Line(logging.INFO, "flows.toy", "the other half", (2, 2)),
     ]
+
+
+def test_json_that_a_users_function_prints_is_no_message_of_ours(home: Path) -> None:
+    lines = Lines()
+    result = run_stage(TALK, Toy(), {}, home, lines)
+    assert result.output.read_text() == "done"
+    assert [line.logger for line in lines] == ["stdout"] * 5
+    assert lines.messages[:2] == ['{"level": "info"}', '{"error": "mine"}']
+
+
+def test_a_link_to_a_file_is_handed_on_with_its_own_name(source: Path, home: Path) -> None:
+    link = source.with_name("link.jsonl")
+    link.symlink_to(source)
+    given, digests = resolve_inputs(COPY, {"source": link}, Store(home / "store"))
+    assert given == {"source": str(link)}
+    assert digests == resolve_inputs(COPY, {"source": source}, Store(home / "store"))[1]
 
 
 def test_secrets_of_the_servers_do_not_reach_a_stage(

@@ -6,16 +6,20 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
 
-from flows.inputs import function_digest, pin
+from flows.inputs import function_digest, pin, resolve_inputs
+from flows.stages import Stage
 from flows.store import Damage, Entry, Store, keyed, make_key
 from labeling.config import UNKEYED
 from labeling.errors import InputError
+from reward.config import Compute
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TIMES = {"seconds": 1.0}
 
 
 class Inner(BaseModel, frozen=True):
@@ -121,6 +125,39 @@ def test_how_and_how_fast_an_entry_was_made_is_not_part_of_its_digest(store: Sto
     assert store.digest(first.path) == store.digest(second.path)
 
 
+def test_a_whole_entry_as_input_is_known_by_its_manifest_too(store: Store) -> None:
+    first = make_entry(store)
+    digests = {store.entry_digest(first.path)}
+    partial = store.begin("stage", "k2")
+    shutil.copytree(first.path / "policy", partial / "policy")
+    shutil.copy(first.path / "rows.jsonl", partial)
+    digests.add(store.entry_digest(store.finish("stage", "k2", {"metrics": {}}, TIMES).path))
+    partial = store.begin("stage", "k3")
+    (partial / "rows.jsonl").write_text("{}")
+    other = store.finish("stage", "k3", {"metrics": {"loss": 1.0}}, TIMES)
+    digests.add(store.entry_digest(other.path))
+    manifest = json.loads((other.path / "manifest.json").read_text())
+    manifest["metrics"]["loss"] = 2.0
+    (other.path / "manifest.json").write_text(json.dumps(manifest))
+    digests.add(store.entry_digest(other.path))
+    assert len(digests) == 4
+    stage = Stage("report", "unused:unused", {"one": "entry"})
+    _, known = resolve_inputs(stage, {"one": other.path}, store)
+    assert known == {"one": store.entry_digest(other.path)}
+
+
+def test_what_auto_means_for_precision_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(**given: Any) -> str:
+        return make_key("s", 1, Compute(**given), {})
+
+    monkeypatch.setattr("shutil.which", lambda name: f"/somewhere/{name}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert key() == key(device="cuda") != key(device="cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert key() == key(device="cpu") != key(device="cuda")
+    assert key(dtype="float32", device="cpu") == key(dtype="float32", device="cuda")
+
+
 def test_a_folders_digest_follows_names_and_contents(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -148,6 +185,25 @@ def test_a_users_function_is_known_by_its_files_content_and_its_name(tmp_path: P
             function_digest(missing)
 
 
+def test_a_module_in_the_current_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taste").mkdir()
+    (tmp_path / "taste" / "kind.py").write_text("def score(p, c): ...\n")
+    assert function_digest("taste.kind:score") == function_digest("taste/kind.py:score")
+
+
+def test_a_package_that_fails_on_import_is_an_input_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "brokenpackage").mkdir()
+    (tmp_path / "brokenpackage" / "__init__.py").write_text("1 / 0\n")
+    with pytest.raises(InputError, match=r"brokenpackage\.rubric .*ZeroDivisionError"):
+        function_digest("brokenpackage.rubric:score")
+
+
 # --- names on the hub -----------------------------------------------------------------------------
 
 
@@ -155,7 +211,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         known = self.path.startswith(("/api/models/org/known", "/api/datasets/org/rows"))
         answer = json.dumps({"id": "org/known", "sha": COMMIT} if known else {"error": "no"})
-        self.send_response(200 if known else 404)
+        self.send_response(503 if "busy" in self.path else 200 if known else 404)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
         self.wfile.write(answer.encode())
@@ -189,6 +245,16 @@ def test_an_unknown_hub_name_is_an_input_error_of_one_line() -> None:
     with pytest.raises(InputError, match="no model of that name") as caught:
         pin("org/unknown", "model")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_in_trouble_is_no_missing_name(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError, match="HTTP 503"):
+        pin("org/busy", "model")
+    reference = tmp_path / "cache" / "models--org--busy" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text(COMMIT)
+    assert pin("org/busy", "model") == f"org/busy@{COMMIT}"
 
 
 def test_without_the_hub_a_commit_or_the_cache_will_do(

@@ -32,6 +32,7 @@ class ToyMetrics:
 
 COPY = Stage("copy", "tests.flows.toy_stages:copy", {"source": "path"}, "copied.txt")
 WAIT = Stage("wait", "tests.flows.toy_stages:wait", {}, "done.txt")
+TALK = Stage("talk", "tests.flows.toy_stages:talk", {}, "done.txt")
 
 
 def copy(config: Toy, source: Path, out: Path) -> ToyMetrics:
@@ -66,6 +67,15 @@ def wait(config: Toy, out: Path) -> ToyMetrics:
     while not (folder / "go").exists():
         time.sleep(0.02)
     (out / "done.txt").write_text("done")
+    return ToyMetrics(0, 0.0)
+
+
+def talk(config: Toy, out: Path) -> ToyMetrics:
+    """Prints what looks like this project's own messages."""
+    for text in ('{"level": "info"}', '{"error": "mine"}', '{"result": 1}', '{"rankloop": 2}'):
+        print(text)
+    (out / "done.txt").write_text("done")
+    print('{"error": "mine again"}', flush=True)
     return ToyMetrics(0, 0.0)
 
 

@@ -43,6 +43,12 @@ def test_the_seed_decides_split_and_choice(tmp_path):
     assert run(1) == run(1) != run(2)
 
 
+def test_plain_prompts_beside_conversations_are_refused(tmp_path):
+    rows = [{"prompt": "a"}, {"prompt": "b"}, {"prompt": [{"role": "user", "content": "c"}]}]
+    with pytest.raises(InputError, match="1 prompts are conversations and 2 are plain"):
+        prepare_prompts(CONFIG, jsonl(tmp_path / "p.jsonl", rows), tmp_path)
+
+
 def test_parquet_and_jsonl_give_the_same_prompts(tmp_path):
     messages = [{"role": "user", "content": "hi"}]
     rows = [{"prompt": messages}, {"prompt": [{"role": "user", "content": "yo"}]}]

@@ -112,3 +112,12 @@ def test_the_choice_is_the_seeds_and_keeps_the_order():
     assert chosen == choose(prompts, 5, 1) != choose(prompts, 5, 2)
     assert sorted(chosen, key=lambda p: int(p.text or "")) == chosen
     assert choose(prompts, None, 1) == choose(prompts, 99, 1) == prompts
+
+
+def test_the_models_own_generation_defaults_change_nothing():
+    plain, truncating = generator(), generator()
+    truncating.model.generation_config.top_k = 1
+    truncating.model.generation_config.repetition_penalty = 5.0
+    drawn = [[r.tokens for r in g.draw(ids(), 3)] for g in (plain, truncating)]
+    assert drawn[0] == drawn[1]
+    assert truncating.model.generation_config.top_k == 1  # it is saved with the policy

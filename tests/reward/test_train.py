@@ -104,8 +104,17 @@ def test_pairs_that_are_too_long_are_counted_and_left_out(tmp_path):
     pairs, completions = files(tmp_path, [*preferences(), long, long])
     config = CONFIG.model_copy(update={"epochs": 1.0, "max_length": 10})
     metrics = train_reward_model(config, policy, pairs, completions, tmp_path)
-    assert metrics.too_long in (0, 2)  # 0 when the split held them out
+    assert metrics.too_long == 2
     assert metrics.too_long + metrics.train_pairs + metrics.held_out_pairs == 62
     nothing = CONFIG.model_copy(update={"max_length": 2})
-    with pytest.raises(InputError, match=r"longer than reward\.max_length = 2"):
+    with pytest.raises(InputError, match="all 62 pairs are longer than 2 tokens"):
         train_reward_model(nothing, policy, pairs, completions, tmp_path)
+
+
+def test_a_diverged_reward_model_is_refused_not_stored(tmp_path):
+    policy = str(tiny.save(tmp_path / "model"))
+    pairs, completions = files(tmp_path, preferences())
+    config = CONFIG.model_copy(update={"learning_rate": 1e30, "epochs": 3.0})
+    with pytest.raises(InputError, match=r"lower reward\.learning_rate"):
+        train_reward_model(config, policy, pairs, completions, tmp_path)
+    assert not (tmp_path / "reward_model").exists()

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from flows.config import RoundConfig
+from flows.record import LINKS, RoundRecord, describe_rounds
+from labeling.config import Prompts
+from labeling.errors import InputError
+
+
+def config(**given: Any) -> RoundConfig:
+    return RoundConfig(name="demo", model="m", prompts=Prompts(path="p"), **given)
+
+
+def finish(runs: Path) -> Path:
+    """A complete round, with a link for each step."""
+    with RoundRecord(runs, config()) as record:
+        record.document |= {"evaluation": {"win_rate": 0.7}, "reward": {"held_out_accuracy": 0.8}}
+        record.document["labels"] = {"rankings": 3}
+        record.document["addresses"] = {"report": "file:///report.html"}
+        for name in LINKS.values():
+            (record.folder / name).symlink_to("somewhere")
+        (record.folder / "report.html").write_text("the report")
+        record.labels_path.write_text("labels")
+    return record.folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".lock"}
+
+
+def interrupt(record: RoundRecord) -> None:
+    with pytest.raises(KeyboardInterrupt), record:
+        raise KeyboardInterrupt
+
+
+def test_a_re_run_that_is_stopped_keeps_what_the_round_measured(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    before = names(folder)
+    again = RoundRecord(tmp_path, config())
+    interrupt(again)
+    assert again.document["status"] == "interrupted"
+    assert again.document["evaluation"] == {"win_rate": 0.7}
+    assert again.document["reward"] == {"held_out_accuracy": 0.8}
+    assert again.document["labels"] == {"rankings": 3}
+    assert again.document["addresses"] == {"report": "file:///report.html"}
+    assert names(folder) == before
+
+
+def test_nothing_of_another_config_stands_beside_the_new_one_but_labels(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    again = RoundRecord(tmp_path, config(seed=1))
+    interrupt(again)
+    assert again.document["seed"] == 1
+    assert "evaluation" not in again.document
+    assert again.document["labels"] == {"rankings": 3}
+    assert again.document["addresses"] == {}
+    assert names(folder) == {"round.json", "labels.parquet"}
+
+
+def test_a_round_at_work_is_left_alone(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    before = names(folder)
+    with (
+        FileLock(folder / ".lock"),
+        pytest.raises(InputError, match="another process"),
+        RoundRecord(tmp_path, config(seed=1)),
+    ):
+        pass
+    assert names(folder) == before
+
+
+def test_a_look_at_the_rounds_does_not_stop_one_from_starting(tmp_path: Path) -> None:
+    look = FileLock(finish(tmp_path) / ".lock", thread_local=False)
+    look.acquire()
+    threading.Timer(0.2, look.release).start()
+    with RoundRecord(tmp_path, config()) as record:
+        assert record.document["status"] == "running"
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"name": 1, "round": 0, "status": "x"}'])
+def test_an_unreadable_round_is_named_and_the_others_are_told(tmp_path: Path, text: str) -> None:
+    finish(tmp_path)
+    other = tmp_path / "a-damaged-one" / "rounds" / "000" / "round.json"
+    other.parent.mkdir(parents=True)
+    other.write_text(text)
+    first, second = describe_rounds(tmp_path)
+    assert first.startswith(f"{other} cannot be read")
+    assert second == "demo round 0: complete"
