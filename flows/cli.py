@@ -122,7 +122,9 @@ def _print_fields() -> None:
     from flows.load import fields  # noqa: PLC0415
 
     for name, field in fields():
-        print(f"--{name}\n    {field.description or ''}")
+        default = "required" if field.is_required() else f"default: {field.default}"
+        if field.description:  # a section has none of its own
+            print(f"--{name}  ({default})\n    {field.description}\n")
 
 
 # --- servers -------------------------------------------------------------------------------------

@@ -88,6 +88,14 @@ def publish(
     tasks = read_candidates(completions)
     answers_per_task = math.ceil(rankings_wanted(config, len(tasks)) / len(tasks))
     overlap = max(1, len(config.simulated), answers_per_task)
+    if overlap > max(1, len(config.simulated)):
+        logger.warning(
+            "%d rankings are wanted and there are %d tasks: each goes to %d labelers; with fewer "
+            "people, lower labeling.wanted or sample completions for more prompts",
+            rankings_wanted(config, len(tasks)),
+            len(tasks),
+            overlap,
+        )
     project = label_studio.ensure_project(name, config.instructions, overlap)
     if is_frozen:
         return Published(project, completions, len(tasks), created=0)

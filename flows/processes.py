@@ -42,8 +42,15 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_hear_sigint,
         )
     return Detached(process.pid, psutil.Process(process.pid).create_time(), mark)
+
+
+def _hear_sigint() -> None:
+    """A shell starts what it puts into the background deaf to SIGINT, and children inherit that;
+    but SIGINT is how Prefect's server is asked to end."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def find(process: Detached) -> psutil.Process | None:

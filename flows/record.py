@@ -106,7 +106,9 @@ class RoundRecord:
     ) -> None:
         interrupted = kind is not None and not issubclass(kind, Exception)
         status = "interrupted" if interrupted else "failed" if kind else "complete"
-        message = (str(error) or type(error).__name__).splitlines()[0] if error else None
+        message = None
+        if error is not None and not interrupted:
+            message = (str(error) or type(error).__name__).splitlines()[0]
         self.document |= {"status": status, "error": message, "finished": _now()}
         self.save()
         self._lock.release()

@@ -158,7 +158,14 @@ def curve(rows: Sequence[dict[str, float]], name: str) -> Markup:
     style: Any = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, **ink}
     with plt.rc_context(style):
         figure, axis = plt.subplots(figsize=(4.2, 2.1))
-        axis.plot(range(1, len(rows) + 1), [row[name] for row in rows], color="#5b6ee1", lw=1.8)
+        axis.plot(
+            range(1, len(rows) + 1),
+            [row[name] for row in rows],
+            color="#5b6ee1",
+            lw=1.8,
+            marker="o",
+            ms=3,
+        )
         axis.set_xlabel("iteration")
         axis.locator_params(axis="x", integer=True)
         axis.grid(color=_TEXT, alpha=0.15)

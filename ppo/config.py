@@ -50,7 +50,9 @@ class Generation(BaseModel, frozen=True, extra="forbid"):
 class Sampling(Compute, Generation, frozen=True, extra="forbid"):
     """The K completions of each training prompt that labelers rank."""
 
-    completions_per_prompt: int = Field(4, ge=2, le=9, description="K.")
+    completions_per_prompt: int = Field(
+        4, ge=2, le=9, description="K: how many answers of a prompt people rank."
+    )
     prompts: int | None = Field(
         None,
         ge=1,
