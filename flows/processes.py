@@ -42,7 +42,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_hear_sigint,
+            preexec_fn=_hear_sigint,  # noqa: PLW1509 - it takes no lock
         )
     return Detached(process.pid, psutil.Process(process.pid).create_time(), mark)
 
