@@ -112,8 +112,8 @@ def test_the_newest_report_is_found_by_name_by_config_and_without(
 
 def test_every_field_is_listed(tmp_path: Path) -> None:
     listed = rankloop(tmp_path, "run", "--fields").stdout
-    assert "--ppo.kl_coef\n" in listed
-    assert "--labeling.simulated.noise\n" not in listed  # a list's items have no flags
+    assert "--ppo.kl_coef  (default: 0.05)\n" in listed
+    assert "--labeling.simulated.noise" not in listed  # a list's items have no flags
 
 
 def test_the_demo_makes_its_data_again_only_when_the_generator_changed(
