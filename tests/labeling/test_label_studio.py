@@ -75,13 +75,13 @@ def test_changed_instructions_reach_the_project_and_are_shown_literally(
 def test_an_unchanged_project_is_not_written_again(
     label_studio: LabelStudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    label_studio.ensure_project("unchanged", "a <b>\nc")
+    project = label_studio.ensure_project("unchanged", "a <b>\nc")
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("updated")
 
     monkeypatch.setattr(label_studio._client.projects, "update", refuse)
-    label_studio.ensure_project("unchanged", "a <b>\nc")
+    assert label_studio.ensure_project("unchanged", "a <b>\nc") == project
 
 
 @pytest.mark.parametrize("title", ["x", "y" * 64])
