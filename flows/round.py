@@ -89,6 +89,7 @@ def rankloop_round(config: RoundConfig) -> dict[str, Any]:
             prompts=prompts,
             reward_model=None if config.ppo.reward_function else reward,
             reward_function=config.ppo.reward_function,
+            demonstrations=config.sft.data if config.sft and config.ppo.sft_coef else None,
         )
         evaluation = make.stage(
             stages.EVALUATE,

@@ -64,6 +64,7 @@ PPO = Stage(
         "prompts": "path",
         "reward_model": "path",
         "reward_function": "function",
+        "demonstrations": "dataset",
     },
     "policy",
 )

@@ -117,6 +117,18 @@ class PPO(Compute, frozen=True, extra="forbid"):
     kl_horizon: int = Field(10_000, ge=1, description="Responses over which it steers.")
     whiten_advantages: bool = Field(True, description="Advantages to mean 0 and variance 1.")
     whiten_rewards: bool = Field(False, description="Rewards to variance 1, keeping their mean.")
+    sft_coef: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the SFT loss on the demonstrations of `sft.data` (PPO-ptx, Ouyang "
+        "et al. 2022): keeps the policy's language where the reward says nothing about it.",
+    )
+    sft_batch_size: int = Field(
+        32, ge=1, description="Demonstrations in an optimizer step, when `sft_coef` is set."
+    )
+    sft_max_length: int = Field(
+        1024, ge=2, description="Tokens after which such a demonstration is cut."
+    )
     critic: Literal["shared", "separate"] = Field(
         "shared",
         description="`shared`: a value head on the policy's trunk. `separate`: a network of its "

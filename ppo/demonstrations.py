@@ -3,16 +3,20 @@ as tokens."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labeling.errors import InputError
-from labeling.prompts import parse_prompt
+from labeling.prompts import parse_prompt, read_rows
 from labeling.records import Completion, Prompt
+from ppo.policy import stop_tokens
 from reward.encoding import completion_ids, prompt_ids
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,37 @@ class Encoded:
     prompt: list[int]
     completion: list[int]
     cut: bool
+
+
+def load_demonstrations(
+    data: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[Encoded], int]:
+    """The tokens of all demonstrations in `data` (a file or a hub data set), and how many were
+    left out: those whose prompt alone fills `max_length` or the model's context.
+
+    Raises:
+        InputError: the data cannot be read, or none is left.
+    """
+    stop = stop_tokens(model, tokenizer)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = min(max_length, context or max_length)
+    examples: list[Encoded] = []
+    left_out = 0
+    for where, row in read_rows(data):
+        encoded = encode_demonstration(tokenizer, parse_demonstration(row, where), stop, limit)
+        if encoded is None:
+            left_out += 1
+        else:
+            examples.append(encoded)
+    if not examples:
+        raise InputError(
+            f"{data} holds no example that fits: {left_out} have prompts of {limit} tokens or more "
+            "(sft.max_length and the model's context)"
+        )
+    cut = sum(e.cut for e in examples)
+    if cut or left_out:
+        logger.warning("%d examples cut at %d tokens, %d left out", cut, limit, left_out)
+    return examples, left_out
 
 
 def parse_demonstration(row: dict[str, Any], where: str) -> Demonstration:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from labeling.errors import InputError
 from labeling.records import Candidates, Completion, Prompt, read_prompts, write_candidates
 from ppo.config import Generation, Sampling
+from ppo.order import counter_seed
 from ppo.policy import load_policy, stop_tokens
 from reward.compute import autocast, place
 from reward.encoding import load_tokenizer, prompt_ids
@@ -40,12 +40,6 @@ class Response:
 
     tokens: list[int]
     completion: Completion
-
-
-def counter_seed(seed: int, *purpose: object) -> int:
-    """A seed for one purpose, from counters alone: no random state has to be kept to go on."""
-    text = "/".join(map(str, (seed, *purpose)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 class Generator:

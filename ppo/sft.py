@@ -13,8 +13,6 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
@@ -24,10 +22,9 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from labeling.errors import InputError
-from labeling.prompts import read_rows
 from ppo.config import SFT
-from ppo.demonstrations import Encoded, encode_demonstration, parse_demonstration
-from ppo.policy import load_policy, save_policy, stop_tokens
+from ppo.demonstrations import Encoded, load_demonstrations
+from ppo.policy import load_policy, save_policy
 from reward.compute import LogProgress, place, trainer_arguments
 from reward.encoding import give_pad_token, load_tokenizer
 
@@ -73,7 +70,7 @@ def train_sft(config: SFT, model: str, data: str, out: Path) -> SFTMetrics:
     tokenizer = load_tokenizer(model)
     policy = load_policy(model)
     give_pad_token(policy, tokenizer)
-    examples, left_out = load_examples(config, data, policy, tokenizer)
+    examples, left_out = load_demonstrations(data, policy, tokenizer, config.max_length)
     order = training_order([len(e.prompt) + len(e.completion) for e in examples], config)
     steps = math.ceil(len(order) / config.batch_size)
     curve = _Curve()
@@ -117,36 +114,6 @@ def train_sft(config: SFT, model: str, data: str, out: Path) -> SFTMetrics:
     )
     logger.info("loss %.3f, token accuracy %.3f", metrics.loss, metrics.token_accuracy)
     return metrics
-
-
-def load_examples(
-    config: SFT, data: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Encoded], int]:
-    """The tokens of all demonstrations, and how many were left out.
-
-    Raises:
-        InputError: the data cannot be read, or none is left.
-    """
-    stop = stop_tokens(model, tokenizer)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limit = min(config.max_length, context or config.max_length)
-    examples: list[Encoded] = []
-    left_out = 0
-    for where, row in read_rows(data):
-        encoded = encode_demonstration(tokenizer, parse_demonstration(row, where), stop, limit)
-        if encoded is None:
-            left_out += 1
-        else:
-            examples.append(encoded)
-    if not examples:
-        raise InputError(
-            f"{data} holds no example that fits: {left_out} have prompts of {limit} tokens or more "
-            "(sft.max_length and the model's context)"
-        )
-    cut = sum(e.cut for e in examples)
-    if cut or left_out:
-        logger.warning("%d examples cut at %d tokens, %d left out", cut, limit, left_out)
-    return examples, left_out
 
 
 def as_dataset(examples: Sequence[Encoded], completion_only: bool) -> Dataset:

@@ -14,14 +14,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labeling.errors import InputError
 from labeling.records import Completion, Prompt, read_prompts
 from labeling.scoring import load_score_function
 from ppo.advantages import masked_mean
 from ppo.config import PPO, Generation
-from ppo.generation import Generator, counter_seed, encode_prompts
+from ppo.demonstrations import load_demonstrations
+from ppo.generation import Generator, encode_prompts
+from ppo.imitation import Imitation
 from ppo.kl import AdaptiveKL, FixedKL
+from ppo.order import batch_at, counter_seed
 from ppo.policy import ActorCritic, load_policy, save_policy
 from ppo.rollout import Experience, Rollout, Score, collect, experience_of
 from ppo.update import update
@@ -55,6 +59,7 @@ def train_ppo(
     out: Path,
     reward_model: Path | None = None,
     reward_function: str | None = None,
+    demonstrations: str | None = None,
 ) -> PPOMetrics:
     """Optimise the policy against the reward model, or a user's function, with a KL penalty to
     where it started. Writes `out/policy/`; the value function is not kept, since it is of this
@@ -66,14 +71,17 @@ def train_ppo(
         prompts: `prompts.parquet`; its training split is used.
         reward_model: what reward.train wrote.
         reward_function: `module_or_file:function` in its place.
+        demonstrations: what SFT learned from; needed when `config.sft_coef` > 0.
 
     Raises:
-        InputError: neither reward is given, something cannot be loaded, or the loss diverged.
+        InputError: neither reward is given, the SFT term has no demonstrations, something cannot
+            be loaded, or the loss diverged.
     """
     device, dtype = place(config)
     score = _score(reward_model, reward_function, device, dtype)
     tokenizer = load_tokenizer(policy)
     model = load_policy(policy)
+    imitation = _imitation(config, demonstrations, model, tokenizer)
     texts, tokens = encode_prompts(
         tokenizer, read_prompts(prompts, "train"), model, config.max_new_tokens
     )
@@ -99,7 +107,9 @@ def train_ppo(
     with (out / "metrics.jsonl").open("w") as metrics, (out / "timings.jsonl").open("w") as times:
         for iteration in range(config.iterations):
             started = time.perf_counter()
-            chosen = prompt_batch(len(texts), config.rollout_batch_size, iteration, config.seed)
+            chosen = batch_at(
+                iteration, config.rollout_batch_size, len(texts), config.seed, "prompts"
+            )
             rollout = collect(
                 actor,
                 reference,
@@ -116,7 +126,9 @@ def train_ppo(
             learning_rate = learning_rate_at(iteration, config)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            updated = update(actor, optimizer, rollout, experience, config, iteration, dtype)
+            updated = update(
+                actor, optimizer, rollout, experience, config, iteration, dtype, imitation
+            )
             row = describe(rollout, experience, kl.coefficient) | updated
             row |= {"lr": learning_rate, "episode": (iteration + 1) * config.rollout_batch_size}
             kl.update(row["objective/kl"], config.rollout_batch_size)
@@ -189,20 +201,6 @@ def learning_rate_at(iteration: int, config: PPO) -> float:
     return config.learning_rate * (1 - done * (1 - config.learning_rate_end))
 
 
-def prompt_batch(prompts: int, size: int, iteration: int, seed: int) -> list[int]:
-    """Indices of an iteration's prompts: passes over all prompts, each in its own permutation.
-    Made from counters alone, so nothing has to be remembered to go on at any iteration."""
-    positions = range(iteration * size, (iteration + 1) * size)
-    orders = {
-        number: torch.randperm(
-            prompts,
-            generator=torch.Generator().manual_seed(counter_seed(seed, "prompts", number)),
-        ).tolist()
-        for number in {position // prompts for position in positions}
-    }
-    return [orders[position // prompts][position % prompts] for position in positions]
-
-
 def _score(
     reward_model: Path | None, reward_function: str | None, device: torch.device, dtype: torch.dtype
 ) -> Score:
@@ -218,3 +216,18 @@ def _score(
     if reward_model is None:
         raise InputError("PPO needs a reward model or a reward function; neither was given")
     return RewardModel.load(reward_model, device, dtype).scores
+
+
+def _imitation(
+    config: PPO,
+    demonstrations: str | None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Imitation | None:
+    if not config.sft_coef:
+        return None
+    if demonstrations is None:
+        raise InputError("ppo.sft_coef needs demonstrations: give sft.data, or set it to 0")
+    examples, _ = load_demonstrations(demonstrations, model, tokenizer, config.sft_max_length)
+    # Padding is told by the masks, so any id will do.
+    return Imitation(examples, tokenizer.pad_token_id or 0, config)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from labeling.errors import InputError
 from ppo.config import PPO
-from ppo.generation import counter_seed
+from ppo.imitation import Imitation
 from ppo.losses import entropy, policy_loss, value_loss
+from ppo.order import counter_seed
 from ppo.policy import ActorCritic, token_logprobs
 from ppo.rollout import Experience, Rollout, micro_batch_size
 from reward.compute import autocast
@@ -22,10 +23,11 @@ def update(
     config: PPO,
     iteration: int,
     dtype: torch.dtype,
+    imitation: Imitation | None = None,
 ) -> dict[str, float]:
     """Epochs over the rollout in fresh permutations, one optimizer step a minibatch:
 
-        L = L_policy + c_value · L_value − c_entropy · H
+        L = L_policy + c_value · L_value − c_entropy · H  [+ c_sft · L_SFT, with `imitation`]
 
     Micro-batches are summed and divided by the *minibatch's* valid tokens, so that their size
     changes nothing. Returns the means of the statistics over all minibatches.
@@ -51,6 +53,9 @@ def update(
                 (loss * share).backward()
                 for name, value in parts.items():
                     statistics[name] = statistics.get(name, 0.0) + (value * share).item()
+            if imitation is not None:
+                step = iteration * config.epochs * config.minibatches + len(collected)
+                statistics["loss/sft"] = imitation.backward(actor.policy, step, dtype)
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             if not torch.isfinite(norm):
                 raise InputError(

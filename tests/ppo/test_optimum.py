@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from labeling.records import Completion
 from ppo.config import PPO
-from ppo.generation import Response, counter_seed
+from ppo.generation import Response
+from ppo.order import counter_seed
 from ppo.policy import ActorCritic, assemble, response_logits
 from ppo.rollout import experience_of, read_rollout
 from ppo.train import learning_rate_at

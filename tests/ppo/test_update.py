@@ -9,9 +9,10 @@ from labeling.errors import InputError
 from labeling.records import Completion, Prompt
 from ppo.config import PPO, Generation
 from ppo.generation import Generator, Response
+from ppo.order import batch_at
 from ppo.policy import ActorCritic, assemble, response_logits, token_logprobs
 from ppo.rollout import experience_of, read_rollout
-from ppo.train import learning_rate_at, prompt_batch
+from ppo.train import learning_rate_at
 from ppo.update import minibatch_loss, update
 from reward.encoding import prompt_ids
 from tests import tiny
@@ -138,10 +139,10 @@ def test_a_loss_that_is_not_finite_stops(world):
 
 
 def test_every_prompt_is_used_once_in_a_pass():
-    seen = [i for iteration in range(5) for i in prompt_batch(20, 8, iteration, seed=3)]
+    seen = [i for iteration in range(5) for i in batch_at(iteration, 8, 20, 3, "prompts")]
     assert sorted(seen[:20]) == sorted(seen[20:40]) == list(range(20))
     assert seen[:20] != seen[20:40]
-    assert prompt_batch(20, 8, 2, seed=3) == seen[16:24]
+    assert batch_at(2, 8, 20, 3, "prompts") == seen[16:24]
 
 
 def test_learning_rate_falls_linearly_to_its_end():
