@@ -130,7 +130,7 @@ def _figures(home: Path, seed: int) -> Row:
         "parts": {part: (before[part], after[part]) for part in before},
         "valid": (evaluation["initial"]["guards"]["valid"], evaluation["guards"]["valid"]),
         "kl": evaluation["kl"],
-        "accuracy": document["reward"]["accuracy"],
+        "accuracy": document["reward"]["held_out_accuracy"],
         "greedy_rubric": (greedy["initial"]["judge"], greedy["judge"]),
         "greedy_win": greedy["win_rate"],
         "greedy_valid": (greedy["initial"]["guards"]["valid"], greedy["guards"]["valid"]),
