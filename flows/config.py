@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from labeling.config import UNKEYED, Labeling, Pairs, Prompts
+from labeling.config import UNKEYED, Labeling, Pairs, Preferences, Prompts
 from ppo.config import PPO, SFT, Evaluation, Sampling
 from reward.config import RewardTraining
 
@@ -15,11 +15,13 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "sft": SFT,
     "sampling": Sampling,
     "labeling": Labeling,
+    "preferences": Preferences,
     "pairs": Pairs,
     "reward": RewardTraining,
     "ppo": PPO,
     "evaluation": Evaluation,
 }
+OPTIONAL = ("prompts", "sft", "preferences")  # without them a step is left out
 # Said once at the top, they hold for every section that has the field and does not set its own.
 SHARED = ("seed", "device", "threads", "dtype", "max_new_tokens")
 
@@ -51,12 +53,25 @@ class RoundConfig(BaseModel, frozen=True, extra="forbid"):
         json_schema_extra=UNKEYED,
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
-    prompts: Prompts
+    stop_after: Literal["completions", "labels", "reward"] | None = Field(
+        None,
+        description="End the round, complete, after its completions, its frozen labels or its "
+        "reward model. Without it the next run goes on from there.",
+        json_schema_extra=UNKEYED,
+    )
+    prompts: Prompts | None = Field(
+        None,
+        description="What the policy answers. Only a round that stops after a reward model of "
+        "given preferences needs none.",
+    )
     sft: SFT | None = Field(
         None, description="Fine-tune the model first; without it the model is the initial policy."
     )
     sampling: Sampling = Sampling()
     labeling: Labeling = Labeling()
+    preferences: Preferences | None = Field(
+        None, description="Learn from these pairs; without them people rank completions."
+    )
     pairs: Pairs = Pairs()
     reward: RewardTraining = RewardTraining()
     ppo: PPO = PPO()
@@ -75,7 +90,7 @@ class RoundConfig(BaseModel, frozen=True, extra="forbid"):
         }
         filled = dict(given)
         for section, model in SECTIONS.items():
-            value = filled.get(section, None if section == "sft" else {})
+            value = filled.get(section, None if section in OPTIONAL else {})
             if isinstance(value, dict):
                 inherited = {k: v for k, v in shared.items() if k in model.model_fields}
                 filled[section] = inherited | value

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows import servers
+from flows.plan import needed_steps
 from flows.progress import LOGGERS, Step, Terminal
+from flows.server_home import NAMES, Name
 from flows.servers import Servers
 from flows.summary import step_rows
 
@@ -24,17 +27,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def bring_up(console: Console) -> Servers:
+def bring_up(console: Console, wanted: Collection[Name] = NAMES) -> Servers:
     """Start the servers that do not run, and print where they are; the login only once."""
     clock = time.monotonic()
     with Terminal(console):
         logger.info("starting", extra={"step": Step("servers", "begin")})
-        up = servers.up(servers.default_home())
+        up = servers.up(servers.default_home(), wanted)
         seconds = time.monotonic() - clock
         logger.info("ready", extra={"step": Step("servers", "made", seconds, "ready")})
     console.print(f"Prefect       {up.prefect.ui_url}", highlight=False)
-    console.print(f"Label Studio  {up.label_studio.url}", highlight=False)
-    if login := up.label_studio.login:
+    if up.label_studio:
+        console.print(f"Label Studio  {up.label_studio.url}", highlight=False)
+    if up.label_studio and (login := up.label_studio.login):
         console.print(
             f"              log in as {escape(login.email)} with {escape(login.password)} "
             f"(shown once; kept in {servers.default_home() / 'credentials.json'})",
@@ -45,8 +49,9 @@ def bring_up(console: Console) -> Servers:
 
 
 def run_round(config: RoundConfig, console: Console) -> None:
-    """Run one round and end with a table and three addresses."""
-    up = bring_up(console)
+    """Run one round and end with a table and its addresses. Label Studio is started only for a
+    round in which somebody ranks."""
+    up = bring_up(console, NAMES if "publish" in needed_steps(config) else ("prefect",))
     set_prefect_environment(up)
     from flows.round import rankloop_round  # noqa: PLC0415 - imports Prefect
 
@@ -84,5 +89,11 @@ def _print_closing(document: dict[str, Any], console: Console) -> None:
             where = os.path.relpath(where, Path.cwd())
         table.add_row(row["step"], row["time"], escape(row["result"]), escape(where))
     console.print(table)
+    if stop := document["stopped_after"]:
+        console.print(
+            f"stopped after {stop}, as configured; without `stop_after` the next run goes on from "
+            "here",
+            highlight=False,
+        )
     for name, address in document["addresses"].items():
         console.print(f"{name:<10} {address}", highlight=False, soft_wrap=True)

@@ -25,6 +25,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError
 
 from flows.config import RoundConfig
+from flows.plan import needed_steps
 from labeling.errors import InputError
 from labeling.scoring import split_reference
 
@@ -49,6 +50,10 @@ def load_config(path: Path, flags: Sequence[str] = ()) -> RoundConfig:
         if len(name) > 64:
             raise InputError(f"'{name}' is too long for a run's name: give a shorter --name")
         config = config.model_copy(update={"name": name})
+    try:
+        needed_steps(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return _with_absolute_paths(config, origin)
 
 
@@ -194,6 +199,7 @@ def _with_absolute_paths(config: RoundConfig, origin: _Origin) -> RoundConfig:
     source(values["prompts"], "path", "prompts.path")
     source(values["prompts"], "evaluation_path", "prompts.evaluation_path")
     source(values["sft"], "data", "sft.data")
+    source(values["preferences"], "data", "preferences.data")
     for labeler in values["labeling"]["simulated"]:
         labeler["score"] = function(labeler["score"], "labeling.simulated.score")
     ppo, evaluation = values["ppo"], values["evaluation"]

@@ -22,6 +22,7 @@ LINKS = {
     "prompts": "prompts.parquet",
     "sft": "initial_policy",
     "completions": "completions.parquet",
+    "preferences": "pairs.parquet",
     "pairs": "pairs.parquet",
     "reward": "reward_model",
     "ppo": "policy",
@@ -33,9 +34,9 @@ class RoundRecord:
     """One round's folder and its round.json, which is rewritten whole after every step.
 
     `document` is what round.json holds: name, round, status (`running`, `complete`, `failed`,
-    `interrupted`), error, config, seed, versions, commit, times, addresses, `stages.<name>` with
-    seconds, reused, key and path, and the metrics of the main ones under `prompts`, `labels`,
-    `reward`, `ppo` and `evaluation`.
+    `interrupted`), stopped_after, error, config, seed, versions, commit, times, addresses,
+    `stages.<name>` with seconds, reused, key and path, and the metrics of the main ones under
+    `prompts`, `labels`, `reward`, `ppo` and `evaluation`.
     """
 
     def __init__(self, runs: Path, config: RoundConfig, number: int = 0) -> None:
@@ -46,6 +47,7 @@ class RoundRecord:
             "name": config.name,
             "round": number,
             "status": "running",
+            "stopped_after": None,
             "error": None,
             "seed": config.seed,
             "started": _now(),
@@ -80,9 +82,10 @@ class RoundRecord:
         stand beside the new one.
         """
         earlier = self._earlier()
-        # How the labels were frozen is known only once.
-        self.document["labels"] = earlier.get("labels", {})
-        if earlier.get("config") == finite(self.document["config"]):
+        labels = earlier.get("labels", {})
+        if "given" not in labels:  # how labels were frozen is known only once
+            self.document["labels"] = labels
+        if _lasting(earlier.get("config")) == _lasting(finite(self.document["config"])):
             self.document |= {k: v for k, v in earlier.items() if k not in self.document}
             self.document["addresses"] = earlier.get("addresses", {})
             return
@@ -110,6 +113,8 @@ class RoundRecord:
         if error is not None and not interrupted:
             message = (str(error) or type(error).__name__).splitlines()[0]
         self.document |= {"status": status, "error": message, "finished": _now()}
+        if status == "complete":
+            self.document["stopped_after"] = self.document["config"]["stop_after"]
         self.save()
         self._lock.release()
 
@@ -130,7 +135,10 @@ class RoundRecord:
             "device": manifest["device"],
         }
         metrics = result.metrics
-        if result.stage == "pairs":
+        if result.stage == "preferences":
+            data = self.document["config"]["preferences"]["data"]
+            self.document["labels"] = {"given": data, **metrics}
+        elif result.stage == "pairs":
             self.document["labels"] |= {k: v for k, v in metrics.items() if k != "rankings"}
         elif result.stage == "evaluate":
             self.document["evaluation"] = metrics
@@ -190,6 +198,11 @@ def describe_rounds(runs: Path) -> list[str]:
             state += f": {error}"
         lines.append(f"{name} round {number}: {state}")
     return lines
+
+
+def _lasting(config: Any) -> Any:
+    """The config without where the round ends, which changes nothing that was made before."""
+    return {k: v for k, v in config.items() if k != "stop_after"} if config else config
 
 
 def _is_locked(folder: Path) -> bool:

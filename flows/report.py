@@ -42,29 +42,33 @@ class ReportMetrics:
 def write_report(
     config: RoundConfig,
     prompts: Path,
-    completions: Path,
-    labels: Path,
-    pairs: Path,
-    reward: Path,
     ppo: Path,
     evaluation: Path,
     out: Path,
     sft: Path | None = None,
+    completions: Path | None = None,
+    labels: Path | None = None,
+    preferences: Path | None = None,
+    pairs: Path | None = None,
+    reward: Path | None = None,
 ) -> ReportMetrics:
-    """Write `out/report.html` from the entries of the stages that made the round.
+    """Write `out/report.html` from the entries of the stages that made the round; `labels` is in
+    the lineage of `pairs`.
 
     It says nothing of times, so the same round gives the same bytes; every text of a model or a
     person is escaped by the template.
     """
     entries = {
         "prompts": prompts,
+        "sft": sft,
         "completions": completions,
+        "preferences": preferences,
         "pairs": pairs,
         "reward": reward,
         "ppo": ppo,
         "evaluate": evaluation,
-    } | ({"sft": sft} if sft else {})
-    manifests = {n: json.loads((p / MANIFEST).read_text()) for n, p in entries.items()}
+    }
+    manifests = {n: json.loads((p / MANIFEST).read_text()) for n, p in entries.items() if p}
     metrics = {name: manifest["metrics"] for name, manifest in manifests.items()}
     rows = [json.loads(line) for line in (ppo / "metrics.jsonl").read_text().splitlines()]
     examples = json.loads((evaluation / "examples.json").read_text())
@@ -100,26 +104,22 @@ def used_data(
     config: RoundConfig, manifests: dict[str, dict[str, Any]]
 ) -> list[tuple[str, str, str]]:
     """What the round was made from: what it is, its name without folders, digest or commit."""
-    inputs = {name: manifest["inputs"] for name, manifest in manifests.items()}
-    first = inputs["sft"]["model"] if config.sft else inputs["completions"]["policy"]
+    prompts, sft, preferences = config.prompts, config.sft, config.preferences
     rows = [
-        ("model", config.model, first),
-        ("prompts", config.prompts.path, inputs["prompts"]["source"]),
-        ("evaluation prompts", config.prompts.evaluation_path, inputs["prompts"].get("evaluation")),
-        (
-            "demonstrations for SFT",
-            config.sft and config.sft.data,
-            inputs.get("sft", {}).get("data"),
-        ),
-        ("rankings", "labels.parquet", inputs["pairs"]["labels"]),
-        ("judge", config.evaluation.judge, inputs["evaluate"].get("judge")),
-        ("reward function", config.ppo.reward_function, inputs["ppo"].get("reward_function")),
+        ("model", config.model, *(("sft", "model") if sft else ("evaluate", "initial"))),
+        ("prompts", prompts and prompts.path, "prompts", "source"),
+        ("evaluation prompts", prompts and prompts.evaluation_path, "prompts", "evaluation"),
+        ("demonstrations for SFT", sft and sft.data, "sft", "data"),
+        ("preference pairs", preferences and preferences.data, "preferences", "data"),
+        ("rankings", "labels.parquet", "pairs", "labels"),
+        ("judge", config.evaluation.judge, "evaluate", "judge"),
+        ("reward function", config.ppo.reward_function, "ppo", "reward_function"),
     ]
     # A folder's name may say more of the machine than the report should; a hub name has one slash.
     return [
         (what, Path(name).name if Path(name).is_absolute() else name, str(digest)[:16])
-        for what, name, digest in rows
-        if name
+        for what, name, stage, role in rows
+        if name and (digest := manifests.get(stage, {}).get("inputs", {}).get(role))
     ]
 
 

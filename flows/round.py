@@ -1,14 +1,14 @@
 """The round as a Prefect flow: prompts in, an aligned model out.
 
-`rankloop_round` is the recipe. Every step is one task (flows/tasks.py); stages take from the store
-what is there already, so resuming, retrying and running again are the same thing.
+It follows flows/recipe.py. Every step is one task (flows/tasks.py); stages take from the store what
+is there already, so resuming, retrying and running again are the same thing.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,17 @@ from prefect.client.schemas.objects import State
 from prefect.results import ResultRecord
 from pydantic import BaseModel
 
-from flows import stages
 from flows.config import RoundConfig
 from flows.labels import FrozenLabels
+from flows.plan import needed_steps, not_used
 from flows.progress import Event, Step
+from flows.recipe import follow
 from flows.record import RoundRecord
 from flows.runner import StageResult
 from flows.stages import Stage
 from flows.summary import headline
 from flows.tasks import (
-    Answer,
     Outcome,
-    T,
     freeze,
     gate,
     make_stage,
@@ -41,6 +40,13 @@ from flows.tasks import (
 
 logger = logging.getLogger(__name__)
 
+_SYNCS: dict[str, Callable[..., Any]] = {
+    "publish": publish,
+    "simulated": simulate,
+    "gate": gate,
+    "freeze": freeze,
+    "summary": summarise,
+}
 _SAID: dict[Event, str] = {
     "begin": "begins",
     "made": "is done",
@@ -52,68 +58,14 @@ _SAID: dict[Event, str] = {
 @flow(name="rankloop-round", flow_run_name="{config.name}-000", retries=0, log_prints=False)
 def rankloop_round(config: RoundConfig) -> dict[str, Any]:
     """One round here and now; returns what round.json holds. Finished stages are reused."""
+    steps = needed_steps(config)
     with RoundRecord(Path.cwd() / "runs", config) as record:
-        make = _Maker(record)
         record.document["addresses"]["dashboard"] = runtime.flow_run.ui_url
-
-        prompts = make.stage(
-            stages.PROMPTS,
-            config.prompts,
-            source=config.prompts.path,
-            evaluation=config.prompts.evaluation_path,
-        )
-        initial: Any = f"{config.model}@{config.revision}" if config.revision else config.model
-        if config.sft:
-            initial = make.stage(stages.SFT, config.sft, model=initial, data=config.sft.data)
-        completions = make.stage(
-            stages.COMPLETIONS, config.sampling, policy=initial, prompts=prompts
-        )
-
-        published = make.sync("publish", publish, config, completions, record.labels_path)
-        record.document["addresses"]["labeling"] = published.value.where
-        labeled: Any = published
-        if config.labeling.simulated:
-            labeled = make.sync("simulated", simulate, config, published, record.labels_path)
-        opened = make.sync("gate", gate, config, published, labeled, record.labels_path)
-        frozen = make.sync("freeze", freeze, published, opened, record.labels_path)
-        record.document["labels"] |= _labels_metrics(frozen.value)
-
-        pairs = make.stage(stages.PAIRS, config.pairs, completions=completions, labels=frozen)
-        reward = make.stage(
-            stages.REWARD, config.reward, policy=initial, pairs=pairs, completions=completions
-        )
-        aligned = make.stage(
-            stages.PPO,
-            config.ppo,
-            policy=initial,
-            prompts=prompts,
-            reward_model=None if config.ppo.reward_function else reward,
-            reward_function=config.ppo.reward_function,
-            demonstrations=config.sft.data if config.sft and config.ppo.sft_coef else None,
-        )
-        evaluation = make.stage(
-            stages.EVALUATE,
-            config.evaluation,
-            initial=initial,
-            candidate=aligned,
-            prompts=prompts,
-            reward_model=reward,
-            judge=config.evaluation.judge,
-            guards=config.evaluation.guards or None,
-        )
-        report = make.stage(
-            stages.REPORT,
-            config,
-            sft=initial if config.sft else None,
-            prompts=prompts,
-            completions=completions,
-            labels=frozen,
-            pairs=pairs,
-            reward=reward,
-            ppo=aligned,
-            evaluation=evaluation,
-        )
-        make.sync("summary", summarise, record.document, report)
+        for line in not_used(config):
+            logger.warning(line)
+        make = _Maker(record, {*steps, "summary"})
+        last = follow(config, record.labels_path, make)
+        make.sync("summary", record.document, last)
     return record.document
 
 
@@ -121,12 +73,17 @@ def rankloop_round(config: RoundConfig) -> dict[str, Any]:
 
 
 class _Maker:
-    """Calls a step's task, tells the terminal, and notes the outcome in round.json."""
+    """Calls a needed step's task, tells the terminal, and notes the outcome in round.json."""
 
-    def __init__(self, record: RoundRecord) -> None:
+    def __init__(self, record: RoundRecord, needed: Set[str]) -> None:
         self.record = record
+        self.needed = needed
 
-    def stage(self, stage: Stage, config: BaseModel, **inputs: Any) -> Outcome[StageResult]:
+    def stage(
+        self, stage: Stage, config: BaseModel | None, **inputs: Any
+    ) -> Outcome[StageResult] | None:
+        if stage.name not in self.needed or config is None:
+            return None
         with self._announced(stage.name) as end:
             made: Outcome[StageResult] = _unwrap(make_stage(stage, config, inputs))
             line = headline(stage.name, made.value.metrics)
@@ -134,12 +91,18 @@ class _Maker:
             end(made.value.reused, line)
         return made
 
-    def sync(self, name: str, run: Callable[..., Answer[T]], *arguments: Any) -> Outcome[T]:
+    def sync(self, name: str, *arguments: Any) -> Outcome[Any] | None:
+        if name not in self.needed:
+            return None
         clock = time.monotonic()
         with self._announced(name) as end:
-            done: Outcome[T] = _unwrap(run(*arguments))
+            done: Outcome[Any] = _unwrap(_SYNCS[name](*arguments))
             line, there = headline(name, vars(done.value)), reused(done.value)
             where = getattr(done.value, "where", "")
+            if name == "publish":
+                self.record.document["addresses"]["labeling"] = where
+            elif name == "freeze":
+                self.record.document["labels"] |= _labels_metrics(done.value)
             self.record.add_sync(name, time.monotonic() - clock, there, line, where)
             end(there, line)
         return done

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -53,8 +53,10 @@ class LabelStudioServer:
 
 @dataclass(frozen=True)
 class Servers:
+    """`label_studio` is None where it was not asked for."""
+
     prefect: PrefectServer
-    label_studio: LabelStudioServer
+    label_studio: LabelStudioServer | None
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ def default_home() -> Path:
     return Path(os.environ.get("RANKLOOP_HOME") or Path.cwd() / ".rankloop").resolve()
 
 
-def up(home: Path) -> Servers:
-    """Start what does not run yet, wait until all of it is ready, and say where it is.
+def up(home: Path, wanted: Collection[Name] = NAMES) -> Servers:
+    """Start what is wanted and does not run yet, wait until it is ready, and say where it is.
+    Prefect is wanted always.
 
     Harmless when everything runs already, and when several processes call it at once.
     Raises InputError when a server cannot start, or a given one is unreachable or refuses.
@@ -87,7 +90,7 @@ def up(home: Path) -> Servers:
         launched = []
         if _external(home, "prefect") is None:
             launched.append(_start(home, "prefect", lambda port: embedded.prefect(home, port)))
-        if _external(home, "label_studio") is None:
+        if "label_studio" in wanted and _external(home, "label_studio") is None:
             account = server_home.account(home)
             embedded.prepare_database(home / "label-studio")
             launched.append(
@@ -101,7 +104,7 @@ def up(home: Path) -> Servers:
             port = embedded.wait_ready(launch, process)
             server_home.remember(home, launch.name, port, process)
             logger.info("%s is ready at http://127.0.0.1:%d", launch.title, port)
-        return _with_login_once(home, _servers(home))
+        return _with_login_once(home, _servers(home, wanted))
 
 
 def connect(home: Path) -> Servers | None:
@@ -181,7 +184,7 @@ def _prefect_auth() -> dict[str, str]:
     return {}
 
 
-def _servers(home: Path) -> Servers:
+def _servers(home: Path, wanted: Collection[Name] = NAMES) -> Servers:
     """Where the servers are, after asking whether they take our keys."""
     if (api_url := _external(home, "prefect")) is not None:
         answer = embedded.get(f"{api_url}/health", _prefect_auth(), timeout_s=15)
@@ -195,10 +198,13 @@ def _servers(home: Path) -> Servers:
         api_url = f"http://127.0.0.1:{server_home.recall(home, 'prefect')[0]}/api"
     return Servers(
         PrefectServer(api_url, api_url.removesuffix("/api")),
-        _embedded_label_studio(home)
-        if (url := _external(home, "label_studio")) is None
-        else _external_label_studio(url),
+        _label_studio(home) if "label_studio" in wanted else None,
     )
+
+
+def _label_studio(home: Path) -> LabelStudioServer:
+    url = _external(home, "label_studio")
+    return _embedded_label_studio(home) if url is None else _external_label_studio(url)
 
 
 def _external_label_studio(url: str) -> LabelStudioServer:
@@ -248,8 +254,11 @@ def _start(home: Path, name: Name, build: Callable[[int], Launch]) -> tuple[Laun
 
 def _with_login_once(home: Path, servers: Servers) -> Servers:
     """Add the login the first time; a killed `up` has not shown it, so the next one does."""
-    if _external(home, "label_studio") is not None or not server_home.show_once(home):
+    found = servers.label_studio
+    if found is None or _external(home, "label_studio") is not None:
+        return servers
+    if not server_home.show_once(home):
         return servers
     account = server_home.account(home)
     login = Login(account.email, account.password)
-    return replace(servers, label_studio=replace(servers.label_studio, login=login))
+    return replace(servers, label_studio=replace(found, login=login))

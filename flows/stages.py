@@ -44,6 +44,12 @@ COMPLETIONS = Stage(
     {"policy": "model", "prompts": "path"},
     "completions.parquet",
 )
+PREFERENCES = Stage(
+    "preferences",
+    "labeling.preferences:load_preferences",
+    {"data": "dataset"},
+    "pairs.parquet",
+)
 PAIRS = Stage(
     "pairs",
     "labeling.pairs:make_pairs",
@@ -88,10 +94,12 @@ REPORT = Stage(
         "prompts": "entry",
         "completions": "entry",
         "labels": "path",
+        "preferences": "entry",
         "pairs": "entry",
         "reward": "entry",
         "ppo": "entry",
         "evaluation": "entry",
     },
     "report.html",
+    version=2,
 )

@@ -19,6 +19,7 @@ _HEADLINES = {
     "simulated": "{answers} answers given",
     "gate": "{rankings} rankings are there",
     "freeze": "{rankings} rankings of {labelers} labelers",
+    "preferences": "{pairs} pairs of {prompts} prompts, given",
     "pairs": "{pairs} pairs of {rankings} rankings",
     "reward": "held-out accuracy {held_out_accuracy:.3f}",
     "ppo": "score {first_score:.2f} → {last_score:.2f}, KL {kl:.2f}",
@@ -51,24 +52,39 @@ def step_rows(document: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def summary_markdown(document: Mapping[str, Any]) -> str:
-    """The round's outcome with PPO's curves, for the dashboard."""
-    evaluation, addresses = document["evaluation"], document["addresses"]
-    low, high = evaluation["win_rate_interval"]
-    plot = base64.b64encode(curves(Path(document["stages"]["ppo"]["path"]) / "metrics.jsonl"))
-    lines = [
-        f"# {document['name']}, round {document['round']}",
-        f"The aligned policy is preferred to the initial one in **{evaluation['win_rate']:.1%}** "
-        f"of comparisons (interval {low:.1%} to {high:.1%}), at a KL of {evaluation['kl']:.2f} "
-        "nats.",
-        "",
-        f"- reward model: held-out accuracy {document['reward']['held_out_accuracy']:.3f}",
-        f"- labels: {document['labels']['rankings']} rankings, {document['labels']['pairs']} pairs",
-        *(f"- {name}: {value:.3f}" for name, value in evaluation["guards"].items()),
-        f"- labeling page: {addresses['labeling']}",
-        f"- report: `{addresses['report']}`",
-        "",
-        f"![PPO curves](data:image/png;base64,{plot.decode()})",
-    ]
+    """The round's outcome with PPO's curves, for the dashboard; of a round that stopped before it,
+    what there is."""
+    made, addresses, labels = document["stages"], document["addresses"], document["labels"]
+    lines = [f"# {document['name']}, round {document['round']}"]
+    if "evaluate" in made:
+        evaluation = document["evaluation"]
+        low, high = evaluation["win_rate_interval"]
+        lines += [
+            "The aligned policy is preferred to the initial one in "
+            f"**{evaluation['win_rate']:.1%}** of comparisons (interval {low:.1%} to {high:.1%}), "
+            f"at a KL of {evaluation['kl']:.2f} nats.",
+            "",
+            *(f"- {name}: {value:.3f}" for name, value in evaluation["guards"].items()),
+        ]
+    else:
+        lines += [f"Stopped after {document['config']['stop_after']}, as configured.", ""]
+    if "reward" in made:
+        accuracy = document["reward"]["held_out_accuracy"]
+        lines.append(f"- reward model: held-out accuracy {accuracy:.3f}")
+    if "preferences" in made:
+        lines.append(
+            f"- preference pairs given: {labels['pairs']} of `{Path(labels['given']).name}`"
+        )
+    elif "freeze" in made:
+        pairs = f", {labels['pairs']} pairs" if "pairs" in made else ""
+        lines.append(f"- labels: {labels['rankings']} rankings{pairs}")
+    if "publish" in made:
+        lines.append(f"- labeling page: {addresses['labeling']}")
+    if "report" in made:
+        lines.append(f"- report: `{addresses['report']}`")
+    if "ppo" in made:
+        plot = base64.b64encode(curves(Path(made["ppo"]["path"]) / "metrics.jsonl"))
+        lines += ["", f"![PPO curves](data:image/png;base64,{plot.decode()})"]
     return "\n".join(lines)
 
 

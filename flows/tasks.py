@@ -134,8 +134,8 @@ def freeze(
 
 
 @task(task_run_name="summary", **_RETRIES)
-def summarise(document: dict[str, Any], report: Outcome[StageResult]) -> Answer[Summary]:
-    """The round's table and its outcome, as artifacts on the dashboard."""
+def summarise(document: dict[str, Any], last: Outcome[Any]) -> Answer[Summary]:
+    """The round's table and its outcome, as artifacts on the dashboard; after its last step."""
     name = _slug(document["name"])
     rows, text = step_rows(document), summary_markdown(document)
 
@@ -177,7 +177,7 @@ def _place(kind: Kind, value: Any) -> Any:
 
 def _label_studio() -> LabelStudio:
     found = servers.connect(servers.default_home())
-    if found is None:
+    if found is None or found.label_studio is None:
         raise ConnectionError("a server is down: `rankloop up` starts it, `rankloop status` asks")
     return LabelStudio(found.label_studio.url, found.label_studio.token)
 

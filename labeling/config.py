@@ -85,6 +85,18 @@ class Labeling(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class Preferences(BaseModel, frozen=True, extra="forbid"):
+    """Preference pairs that exist already, in place of completions that people rank."""
+
+    data: str = Field(
+        description="Preference pairs in TRL's format: a JSONL or Parquet file, or a data set's "
+        "name on the hub, with columns `chosen` and `rejected` (texts, or messages), `prompt` "
+        "unless both begin with it, and perhaps a number `margin`. With them no completions are "
+        "ranked, and rewards are normalised on the pairs' own texts.",
+        json_schema_extra=UNKEYED,
+    )
+
+
 class Pairs(BaseModel, frozen=True, extra="forbid"):
     """How a ranking becomes preference pairs."""
 

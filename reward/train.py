@@ -16,7 +16,7 @@ from trl import RewardConfig, RewardTrainer
 
 from labeling.errors import InputError
 from labeling.pairs import read_pairs
-from labeling.records import PreferencePair, read_candidates
+from labeling.records import Completion, PreferencePair, Prompt, read_candidates
 from reward.compute import LogProgress, place, trainer_arguments
 from reward.config import RewardTraining
 from reward.encoding import completion_ids, prompt_ids
@@ -41,7 +41,7 @@ class RewardMetrics:
 
 
 def train_reward_model(
-    config: RewardTraining, policy: str, pairs: Path, completions: Path, out: Path
+    config: RewardTraining, policy: str, pairs: Path, out: Path, completions: Path | None = None
 ) -> RewardMetrics:
     """Train on the pairs of most prompts, measure on the others, normalise, and write
     `out/reward_model/`.
@@ -50,7 +50,7 @@ def train_reward_model(
         policy: the model whose trunk the reward model starts from; a folder or `name@commit`.
         pairs: preference pairs in TRL's columns (Parquet).
         completions: the reference completions, on which scores are normalised to mean 0 and
-            standard deviation 1.
+            standard deviation 1; without them, the texts of the pairs.
 
     Raises:
         InputError: there are too few pairs or prompts, or the model cannot be loaded.
@@ -108,7 +108,12 @@ def train_reward_model(
         trainer.remove_callback(PrinterCallback)  # LogProgress says the same
         result = trainer.train()
     reward_model = RewardModel(model, tokenizer, Normalization(), device, dtype)
-    reward_model.normalization = normalization_on(reward_model, completions)
+    reference = (
+        [(c.prompt, answer) for c in read_candidates(completions) for answer in c.completions]
+        if completions
+        else [(p.prompt, answer) for p, _ in encoded for answer in (p.chosen, p.rejected)]
+    )
+    reward_model.normalization = normalization_on(reward_model, reference)
     folder = out / "reward_model"
     folder.mkdir()
     reward_model.save(folder)
@@ -172,14 +177,15 @@ def accuracy(model: RewardModel, pairs: Sequence[PreferencePair]) -> float:
     return right.mean().item()
 
 
-def normalization_on(model: RewardModel, completions: Path) -> Normalization:
+def normalization_on(
+    model: RewardModel, reference: Sequence[tuple[Prompt, Completion]]
+) -> Normalization:
     """Mean and standard deviation of the raw scores on the reference completions."""
-    candidates = read_candidates(completions)
-    flat = [(c.prompt, a) for c in candidates for a in c.completions]
-    scores = model.raw_scores([p for p, _ in flat], [a for _, a in flat]).to(torch.float64)
+    scores = model.raw_scores([p for p, _ in reference], [a for _, a in reference])
+    scores = scores.to(torch.float64)
     if not torch.isfinite(scores).all():
         raise InputError(
             "the trained reward model gives scores that are no numbers: lower reward.learning_rate"
         )
-    std = scores.std().item() if len(flat) > 1 else 1.0
+    std = scores.std().item() if len(reference) > 1 else 1.0
     return Normalization(mean=scores.mean().item(), std=std if std > 1e-8 else 1.0)

@@ -100,6 +100,18 @@ def test_paths_of_a_flag_count_from_the_current_folder(folder: Path) -> None:
     assert "mine2.jsonl does not exist" in complaint(folder, BASIC, "--model", "./mine2.jsonl")
 
 
+def test_a_config_that_cannot_be_followed_is_refused_when_it_is_read(folder: Path) -> None:
+    without = BASIC.replace("prompts: {path: prompts.jsonl}\n", "")
+    assert complaint(folder, without).endswith("config.yaml: 'prompts' is missing")
+    given = without + "preferences: {data: sft.jsonl}\nstop_after: reward\n"
+    config = load(folder, given)
+    assert config.prompts is None
+    assert config.preferences is not None
+    assert config.preferences.data == str(folder / "sft.jsonl")
+    message = complaint(folder, given, "--stop_after", "labels")
+    assert "stop_after: labels is not reached with preferences.data" in message
+
+
 def test_a_hub_name_stays_and_a_path_that_is_not_there_is_named(folder: Path) -> None:
     for name in ("gpt2", "org/model-1.5", "org/model@main"):
         assert load(folder, BASIC.replace("model: model", f"model: {name}")).model == name

@@ -23,7 +23,7 @@ def finish(runs: Path) -> Path:
         record.document |= {"evaluation": {"win_rate": 0.7}, "reward": {"held_out_accuracy": 0.8}}
         record.document["labels"] = {"rankings": 3}
         record.document["addresses"] = {"report": "file:///report.html"}
-        for name in LINKS.values():
+        for name in set(LINKS.values()):
             (record.folder / name).symlink_to("somewhere")
         (record.folder / "report.html").write_text("the report")
         record.labels_path.write_text("labels")
@@ -61,6 +61,18 @@ def test_nothing_of_another_config_stands_beside_the_new_one_but_labels(tmp_path
     assert again.document["labels"] == {"rankings": 3}
     assert again.document["addresses"] == {}
     assert names(folder) == {"round.json", "labels.parquet"}
+
+
+def test_where_a_round_ends_is_no_other_config(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    before = names(folder)
+    with RoundRecord(tmp_path, config(stop_after="labels")) as stopped:
+        assert stopped.document["evaluation"] == {"win_rate": 0.7}
+    assert (stopped.document["status"], stopped.document["stopped_after"]) == ("complete", "labels")
+    with RoundRecord(tmp_path, config()) as whole:
+        pass
+    assert whole.document["stopped_after"] is None
+    assert names(folder) == before
 
 
 def test_a_round_at_work_is_left_alone(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from flows.config import RoundConfig
 from flows.report import CURVES, curve, write_report
 from labeling.pairs import PairMetrics
+from labeling.preferences import PreferenceMetrics
 from labeling.prompts import PromptMetrics
 from ppo.evaluate import EvaluationMetrics, PolicyFigures
 from ppo.generation import SamplingMetrics
@@ -19,10 +20,8 @@ from reward.train import RewardMetrics
 HOSTILE = "<script>alert(1)</script> {{ 7*7 }} \u202e<img src=x onerror=alert(1)>"
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def make_report(root, without=(), **sections):
     """A report over entries whose metrics have the stages' own types."""
-    root = tmp_path_factory.mktemp("report")
     figures = {
         "judge": 1.5,
         "reward": 0.25,
@@ -35,6 +34,7 @@ def report(tmp_path_factory):
         "prompts": PromptMetrics(90, 10, 3, 0),
         "sft": SFTMetrics(0.5, 0.8, 70, 900, 12, 0, 0),
         "completions": SamplingMetrics(90, 360, 1.0, 0.99, 0, 12.0),
+        "preferences": PreferenceMetrics(1234, 77, 5, 6, 0),
         "pairs": PairMetrics(88, 400, 88, 1, 2, 3, 0),
         "reward": RewardMetrics(0.8125, 0.9, 360, 40, 0, 12, 0.5, 0.0, 1.0),
         "ppo": PPOMetrics(5, 640, 7000, 0.0, 1.25, 3.5, 1.1, 0.05, 0.1, 0.6),
@@ -53,6 +53,8 @@ def report(tmp_path_factory):
     }
     folders = {}
     for name, value in metrics.items():
+        if name in without:
+            continue
         folders[name] = root / name
         folders[name].mkdir()
         manifest = {
@@ -65,6 +67,8 @@ def report(tmp_path_factory):
                 "source": "digest-of-prompts",
                 "labels": "digest-of-labels",
                 "judge": "digest-of-judge",
+                "reward_function": "digest-of-function",
+                "initial": "digest-of-initial",
             },
             "libraries": {"torch": "2.13.0"},
             "device": "cpu",
@@ -89,12 +93,21 @@ def report(tmp_path_factory):
             "sft": {"data": str(root / "corpus.jsonl")},
             "evaluation": {"judge": f"{root}/rubric.py:score"},
         }
+        | sections
     )
     out = root / "out"
     out.mkdir()
     folders["evaluation"] = folders.pop("evaluate")
-    write_report(config, labels=root / "labels.parquet", out=out, **folders)
-    return (out / "report.html").read_text(), root
+    if "pairs" not in without:
+        folders["labels"] = root / "labels.parquet"
+    write_report(config, out=out, **folders)
+    return (out / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    return make_report(root, without=("preferences",)), root
 
 
 class Tags(HTMLParser):
@@ -145,6 +158,35 @@ def test_the_figures_are_the_metrics(report):
         "3.25",
     ):
         assert shown in text, shown
+
+
+def test_a_round_of_given_preferences_reports_them_in_place_of_rankings(tmp_path):
+    given = {"preferences": {"data": str(tmp_path / "mine.jsonl")}}
+    html = make_report(tmp_path, without=("completions", "pairs", "sft"), sft=None, **given)
+    text = re.sub(r"\s+", " ", parsed(html).text)
+    for shown in (
+        "1,234preference pairs, given",
+        "1,234 pairs of 77 prompts, given, not ranked here; 5 of identical texts left out",
+        "mine.jsonl",
+        "digest-of-data",
+        "digest-of-initia",
+        "81.2 %",
+    ):
+        assert shown in text, shown
+    assert "rankings" not in text.partition("Configuration")[0]
+    assert "labels.parquet" not in text
+
+
+def test_a_round_without_a_reward_model_reports_none(tmp_path):
+    html = make_report(
+        tmp_path,
+        without=("completions", "pairs", "preferences", "reward"),
+        ppo={"reward_function": f"{tmp_path}/rubric.py:score"},
+    )
+    text = re.sub(r"\s+", " ", parsed(html).text)
+    assert "as the reward function counts" in text
+    assert "digest-of-functi" in text
+    assert "held-out" not in text.partition("Configuration")[0]
 
 
 def test_it_tells_no_path_of_the_machine(report):

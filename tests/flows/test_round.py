@@ -13,11 +13,12 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from flows.record import describe_rounds
@@ -349,3 +350,74 @@ def test_a_round_that_waits_for_people_can_be_stopped_and_says_how_to_go_on(
     assert document["status"] == "interrupted"
     assert document["stages"]["completions"]["reused"]
     assert project.answers("people") == (TASKS, 0)
+
+
+# --- starting and stopping anywhere ---------------------------------------------------------------
+
+
+def without_label_studio(project: Project) -> Project:
+    """The project where any word to Label Studio would fail."""
+    nowhere = {"LABEL_STUDIO_URL": "http://127.0.0.1:9", "LABEL_STUDIO_API_KEY": "none"}
+    return replace(project, environment=project.environment | nowhere)
+
+
+def test_a_round_that_stopped_where_it_was_told_to_goes_on_from_there(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    code, out, err = project.run("--name", "stops", "--stop_after", "labels")
+    assert code == 0, out + err
+    assert "stopped after labels, as configured; without `stop_after` the next run" in out
+    stopped = project.round("stops")
+    assert (stopped["status"], stopped["stopped_after"]) == ("complete", "labels")
+    assert list(stopped["stages"])[-2:] == ["freeze", "summary"]
+    code, out, err = project.run("--name", "stops")
+    assert code == 0, out + err
+    whole = project.round("stops")
+    assert whole["stopped_after"] is None
+    made_before = [name for name in stopped["stages"] if name in ("freeze", *STAGES)]
+    assert all(whole["stages"][name]["reused"] for name in made_before)
+    assert whole["evaluation"]
+    summary = project.task_runs(run_id(stopped))["summary"]
+    assert summary["state_type"] == "COMPLETED"
+
+
+def test_an_own_sft_model_and_given_preferences_need_no_labels(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    folder = project.folder / "runs" / "mini" / "rounds" / "000"
+    pairs = pq.read_table(folder / "pairs.parquet").select(["prompt", "chosen", "rejected"])
+    given = project.folder / "given.jsonl"
+    given.write_text("".join(json.dumps(row) + "\n" for row in pairs.to_pylist()))
+    model = str(folder / "initial_policy")
+    flags = ("--name", "given", "--model", model, "--sft", "null", "--preferences.data", str(given))
+    project = without_label_studio(project)
+    code, out, err = project.run(*flags, "--stop_after", "reward", "--prompts", "null")
+    assert code == 0, out + err
+    stopped = project.round("given")
+    assert list(stopped["stages"]) == ["preferences", "reward", "summary"]
+    assert stopped["labels"]["given"] == str(given)
+    assert stopped["labels"]["pairs"] == len(pairs)
+    code, out, err = project.run(*flags, "--labeling.simulated", "[]")
+    assert code == 0, out + err
+    whole = project.round("given")
+    steps = ["prompts", "preferences", "reward", "ppo", "evaluate", "report", "summary"]
+    assert list(whole["stages"]) == steps
+    assert all(whole["stages"][name]["reused"] for name in steps[:3])
+    assert "given.jsonl" in (project.folder / "runs/given/rounds/000/report.html").read_text()
+
+
+def test_a_reward_function_and_a_judge_need_neither_labels_nor_a_reward_model(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    project = without_label_studio(project)
+    function = ("--ppo.reward_function", "rubric.py:score", "--ppo.iterations", "1")
+    code, out, err = project.run("--name", "function", *function)
+    assert code == 0, out + err
+    assert "no reward model is made" in out
+    steps = ["prompts", "sft", "ppo", "evaluate", "report", "summary"]
+    document = project.round("function")
+    assert list(document["stages"]) == steps
+    assert document["evaluation"]["reward"] is None
+    code, out, err = project.run("--name", "samples", "--stop_after", "completions")
+    assert code == 0, out + err
+    assert list(project.round("samples")["stages"]) == ["prompts", "sft", "completions", "summary"]

@@ -47,7 +47,7 @@ def files(tmp_path, pairs):
 def test_it_learns_the_preference_and_is_normalised(tmp_path, pad, chat):
     policy = str(tiny.save(tmp_path / "model", pad=pad, chat=chat))
     pairs, completions = files(tmp_path, preferences(chat))
-    metrics = train_reward_model(CONFIG, policy, pairs, completions, tmp_path)
+    metrics = train_reward_model(CONFIG, policy, pairs, tmp_path, completions)
     assert metrics.held_out_accuracy == 1.0
     assert (metrics.held_out_pairs, metrics.train_pairs) == (12, 48)
     model = RewardModel.load(tmp_path / "reward_model", CPU, torch.float32)
@@ -63,7 +63,7 @@ def test_it_learns_the_preference_and_is_normalised(tmp_path, pad, chat):
 def test_training_and_scoring_see_the_same_tokens(tmp_path):
     policy = str(tiny.save(tmp_path / "model"))
     pairs, completions = files(tmp_path, preferences())
-    train_reward_model(CONFIG, policy, pairs, completions, tmp_path)
+    train_reward_model(CONFIG, policy, pairs, tmp_path, completions)
     model = RewardModel.load(tmp_path / "reward_model", CPU, torch.float32)
     prompts = [Prompt(text="hello"), Prompt(text="the support desk answers now")]
     answers = [Completion("good thanks"), Completion("bad", finished=False)]
@@ -82,7 +82,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     config = CONFIG.model_copy(update={"epochs": 1.0})
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        train_reward_model(config, policy, pairs, completions, tmp_path / name)
+        train_reward_model(config, policy, pairs, tmp_path / name, completions)
     one, two = (
         (tmp_path / n / "reward_model/model.safetensors").read_bytes() for n in ("one", "two")
     )
@@ -103,12 +103,12 @@ def test_pairs_that_are_too_long_are_counted_and_left_out(tmp_path):
     long = PreferencePair(Prompt(text="hello"), Completion("good " * 30), Completion("bad"))
     pairs, completions = files(tmp_path, [*preferences(), long, long])
     config = CONFIG.model_copy(update={"epochs": 1.0, "max_length": 10})
-    metrics = train_reward_model(config, policy, pairs, completions, tmp_path)
+    metrics = train_reward_model(config, policy, pairs, tmp_path, completions)
     assert metrics.too_long == 2
     assert metrics.too_long + metrics.train_pairs + metrics.held_out_pairs == 62
     nothing = CONFIG.model_copy(update={"max_length": 2})
     with pytest.raises(InputError, match="all 62 pairs are longer than 2 tokens"):
-        train_reward_model(nothing, policy, pairs, completions, tmp_path)
+        train_reward_model(nothing, policy, pairs, tmp_path, completions)
 
 
 def test_a_diverged_reward_model_is_refused_not_stored(tmp_path):
@@ -116,5 +116,5 @@ def test_a_diverged_reward_model_is_refused_not_stored(tmp_path):
     pairs, completions = files(tmp_path, preferences())
     config = CONFIG.model_copy(update={"learning_rate": 1e30, "epochs": 3.0})
     with pytest.raises(InputError, match=r"lower reward\.learning_rate"):
-        train_reward_model(config, policy, pairs, completions, tmp_path)
+        train_reward_model(config, policy, pairs, tmp_path, completions)
     assert not (tmp_path / "reward_model").exists()
