@@ -63,6 +63,7 @@ def test_a_config_that_contradicts_itself_is_refused_in_one_line() -> None:
         ({"preferences": PREFERENCES, "stop_after": "completions"}, "preferences.data"),
         ({"preferences": PREFERENCES, "prompts": None}, "'prompts' is missing"),
         ({"prompts": None, "stop_after": "reward"}, "'prompts' is missing"),
+        ({"ppo": {"sft_coef": 0.1}}, "ppo.sft_coef needs the demonstrations of sft.data"),
     ):
         with pytest.raises(InputError, match=words) as caught:
             needed_steps(config(**given))
