@@ -133,7 +133,11 @@ def load_examples(
     examples: list[Encoded] = []
     left_out = 0
     for where, row in read_rows(data):
-        encoded = encode_demonstration(tokenizer, parse_demonstration(row, where), stop, limit)
+        demonstration = parse_demonstration(row, where)
+        try:
+            encoded = encode_demonstration(tokenizer, demonstration, stop, limit)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         if encoded is None:
             left_out += 1
         else:

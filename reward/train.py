@@ -156,8 +156,8 @@ def encode_pair(
     """RewardTrainer's tokenised columns, or None when a side is longer than `max_length`. Made
     here rather than by the trainer, so that training and scoring see the same tokens."""
     prompt = prompt_ids(tokenizer, pair.prompt)
-    chosen = prompt + completion_ids(tokenizer, pair.chosen)
-    rejected = prompt + completion_ids(tokenizer, pair.rejected)
+    chosen = prompt + completion_ids(tokenizer, pair.prompt, pair.chosen)
+    rejected = prompt + completion_ids(tokenizer, pair.prompt, pair.rejected)
     if max(len(chosen), len(rejected)) > max_length:
         return None
     return {"chosen_ids": chosen, "rejected_ids": rejected, "margin": pair.margin}
