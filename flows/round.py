@@ -74,7 +74,9 @@ def rankloop_round(config: RoundConfig) -> dict[str, Any]:
         labeled: Any = published
         if config.labeling.simulated:
             labeled = make.sync("simulated", simulate, config, published, record.labels_path)
-        opened = make.sync("gate", gate, config, published, labeled, record.labels_path)
+        opened = make.sync(
+            "gate", gate, config, published, labeled, record.labels_path, record.wait
+        )
         frozen = make.sync("freeze", freeze, published, opened, record.labels_path)
         record.document["labels"] |= _labels_metrics(frozen.value)
 
@@ -152,6 +154,7 @@ class _Maker:
             message = ": ".join(part for part in (f"{name} {_SAID[event]}", line) if part)
             logger.info(message, extra={"step": step})
 
+        self.record.begin(name)
         say("begin")
         try:
             yield lambda there, line: say("reused" if there else "made", line)

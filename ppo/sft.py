@@ -25,6 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 from labeling.errors import InputError
 from labeling.prompts import read_rows
+from labeling.wording import counted
 from ppo.config import SFT
 from ppo.demonstrations import Encoded, encode_demonstration, parse_demonstration
 from ppo.policy import load_policy, save_policy, stop_tokens
@@ -149,7 +150,8 @@ def load_examples(
         )
     cut = sum(e.cut for e in examples)
     if cut or left_out:
-        logger.warning("%d examples cut at %d tokens, %d left out", cut, limit, left_out)
+        examples_cut = counted(cut, "example")
+        logger.warning("%s cut at %d tokens, %d left out", examples_cut, limit, left_out)
     return examples, left_out
 
 
