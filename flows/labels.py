@@ -18,6 +18,7 @@ from labeling.label_studio import LabelStudio, Project
 from labeling.rankings import rankings_from_export
 from labeling.records import Candidates, Ranking, read_candidates, read_rankings, write_rankings
 from labeling.scoring import load_score_function
+from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +91,11 @@ def publish(
     overlap = max(1, len(config.simulated), answers_per_task)
     if overlap > max(1, len(config.simulated)):
         logger.warning(
-            "%d rankings are wanted and there are %d tasks: each goes to %d labelers; with fewer "
-            "people, lower labeling.wanted or sample completions for more prompts",
-            rankings_wanted(config, len(tasks)),
-            len(tasks),
-            overlap,
+            "%s wanted of %s: each task goes to %s; with fewer people, lower labeling.wanted or "
+            "sample completions for more prompts",
+            counted(rankings_wanted(config, len(tasks)), "ranking"),
+            counted(len(tasks), "task"),
+            counted(overlap, "labeler"),
         )
     project = label_studio.ensure_project(name, config.instructions, overlap)
     if is_frozen:
@@ -136,11 +137,13 @@ def wait_for_rankings(
     published: Published,
     config: Labeling,
     reconnect: Callable[[], LabelStudio] | None = None,
+    on_wait: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Opened:
     """Wait until there are enough usable rankings.
 
     A labeler's latest answer to a task counts once; flagged prompts count as answered. A Label
     Studio that is away for a while is waited for; `reconnect` finds it again, perhaps elsewhere.
+    `on_wait` is told the rankings that are there, those wanted, and the page to rank at.
     Simulated labelers have answered all that they ever will before the gate.
 
     Raises:
@@ -152,12 +155,14 @@ def wait_for_rankings(
     (rankings, refused), looked = usable_rankings(label_studio, project, tasks), time.monotonic()
     while len(rankings) < wanted:
         _refuse_to_wait_for_nobody(rankings, refused, wanted, config)
+        page = label_studio.page(project.id)
+        on_wait(len(rankings), wanted, page)
         logger.info(
-            "%d of %d rankings are there%s; rank at %s",
+            "%d of %s are there%s; rank at %s",
             len(rankings),
-            wanted,
+            counted(wanted, "ranking"),
             f"; not usable: {_listed(refused)}" if refused else "",
-            label_studio.page(project.id),
+            page,
             extra={"progress": (len(rankings), wanted)},
         )
         time.sleep(config.poll_seconds)
@@ -182,9 +187,9 @@ def _refuse_to_wait_for_nobody(
         return
     unusable = f" (not usable: {_listed(refused)})" if refused else ""
     raise InputError(
-        f"{len(rankings)} of {wanted} rankings are there{unusable}, and the simulated labelers "
-        "have answered everything: lower labeling.wanted, add labelers with other names to "
-        "labeling.simulated, or let people rank and run again"
+        f"{len(rankings)} of {counted(wanted, 'ranking')} are there{unusable}, and the "
+        "simulated labelers have answered everything: lower labeling.wanted, add labelers with "
+        "other names to labeling.simulated, or let people rank and run again"
     )
 
 
@@ -219,9 +224,9 @@ def find_frozen(labels: Path, completions: Path) -> FrozenLabels | None:
     strangers = sum(ranking.task not in known for ranking in rankings)
     if strangers:
         raise InputError(
-            f"{labels}: {strangers} of {len(rankings)} rankings are of other completions (the "
-            "model, the prompts or the sampling changed since); give this run another name with "
-            "--name, or remove that file to rank anew"
+            f"{labels}: {strangers} of {counted(len(rankings), 'ranking')} are of other "
+            "completions (the model, the prompts or the sampling changed since); give this run "
+            "another name with --name, or remove that file to rank anew"
         )
     return FrozenLabels(labels, len(rankings), len({r.labeler for r in rankings}), reused=True)
 
@@ -233,8 +238,8 @@ def freeze(label_studio: LabelStudio, published: Published, labels: Path) -> Fro
     write_rankings(rankings, labels)
     if refused:
         logger.warning(
-            "%d answers are not used: %s",
-            refused.total(),
+            "%s not used: %s",
+            counted(refused.total(), "answer"),
             _listed(refused),
         )
     return FrozenLabels(

@@ -16,6 +16,7 @@ from flows.config import RoundConfig
 from flows.runner import StageResult
 from flows.store import MANIFEST, finite, write_json
 from labeling.errors import InputError
+from labeling.wording import counted
 
 # The folder's name for each stage's output; `evaluate`'s is its whole entry.
 LINKS = {
@@ -34,9 +35,10 @@ class RoundRecord:
     """One round's folder and its round.json, which is rewritten whole after every step.
 
     `document` is what round.json holds: name, round, status (`running`, `complete`, `failed`,
-    `interrupted`), stopped_after, error, config, seed, versions, commit, times, addresses,
-    `stages.<name>` with seconds, reused, key and path, and the metrics of the main ones under
-    `prompts`, `labels`, `reward`, `ppo` and `evaluation`.
+    `interrupted`), stopped_after, error, `step` (the one at work, or at which it ended), `waiting`
+    (the rankings that are there, those wanted, and the page, while the gate is closed), config,
+    seed, versions, commit, times, addresses, `stages.<name>` with seconds, reused, key and path,
+    and the metrics of the main ones under `prompts`, `labels`, `reward`, `ppo` and `evaluation`.
     """
 
     def __init__(self, runs: Path, config: RoundConfig, number: int = 0) -> None:
@@ -49,6 +51,8 @@ class RoundRecord:
             "status": "running",
             "stopped_after": None,
             "error": None,
+            "step": None,
+            "waiting": None,
             "seed": config.seed,
             "started": _now(),
             "finished": None,
@@ -121,6 +125,18 @@ class RoundRecord:
     def save(self) -> None:
         write_json(self.path, self.document)
 
+    def begin(self, step: str) -> None:
+        """Note the step that is at work now."""
+        self.document |= {"step": step, "waiting": None}
+        self.save()
+
+    def wait(self, rankings: int, wanted: int, page: str) -> None:
+        """Note what the gate waits for: `rankloop status` reads it."""
+        waiting = {"rankings": rankings, "wanted": wanted, "page": page}
+        if waiting != self.document["waiting"]:
+            self.document["waiting"] = waiting
+            self.save()
+
     def add(self, result: StageResult, line: str) -> None:
         """Note a stage's result, with one line for people, and link its output."""
         manifest = json.loads((result.path / MANIFEST).read_text())
@@ -185,24 +201,32 @@ def describe_rounds(runs: Path) -> list[str]:
     for path in sorted(runs.glob("*/rounds/*/round.json")):
         try:
             document = json.loads(path.read_text())
-            name, number, state = document["name"], document["round"], document["status"]
-            steps, error = list(document["stages"]), document["error"]
+            state = _state(document, _is_locked(path.parent))
+            lines.append(f"{document['name']} round {document['round']}: {state}")
         except (OSError, ValueError, KeyError, TypeError) as trouble:
             lines.append(f"{path} cannot be read ({type(trouble).__name__})")
-            continue
-        if state == "running" and not _is_locked(path.parent):
-            state = "killed"  # it had no time to write it down
-        if state != "complete" and steps:
-            state += f" after '{steps[-1]}'"
-        if error:
-            state += f": {error}"
-        lines.append(f"{name} round {number}: {state}")
     return lines
 
 
 def _lasting(config: Any) -> Any:
     """The config without where the round ends, which changes nothing that was made before."""
     return {k: v for k, v in config.items() if k != "stop_after"} if config else config
+
+
+def _state(document: dict[str, Any], is_at_work: bool) -> str:
+    """`complete`; `running 'reward'`; `killed at 'gate': 3 of 500 rankings, rank at http://…`."""
+    status, step, waiting = document["status"], document.get("step"), document.get("waiting")
+    if status == "complete":
+        return status
+    if status == "running" and not is_at_work:
+        status = "killed"  # it had no time to write it down
+    said = status if step is None else f"{status} at '{step}'"
+    if document["error"]:
+        return f"{said}: {document['error']}"
+    if waiting:
+        wanted = counted(waiting["wanted"], "ranking")
+        return f"{said}: {waiting['rankings']} of {wanted}, rank at {waiting['page']}"
+    return said
 
 
 def _is_locked(folder: Path) -> bool:

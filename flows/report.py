@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from flows.config import RoundConfig
 from flows.store import MANIFEST, keyed
+from labeling.wording import counted
 
 # Metric, title, and what a reader should look for.
 CURVES = [
@@ -79,6 +80,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["counted"] = counted
     html = environment.get_template("report.html.jinja").render(
         config=config,
         config_yaml=yaml.safe_dump(

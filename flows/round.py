@@ -95,6 +95,8 @@ class _Maker:
         if name not in self.needed:
             return None
         clock = time.monotonic()
+        if name == "gate":
+            arguments = (*arguments, self.record.wait)
         with self._announced(name) as end:
             done: Outcome[Any] = _unwrap(_SYNCS[name](*arguments))
             line, there = headline(name, vars(done.value)), reused(done.value)
@@ -116,6 +118,7 @@ class _Maker:
             message = ": ".join(part for part in (f"{name} {_SAID[event]}", line) if part)
             logger.info(message, extra={"step": step})
 
+        self.record.begin(name)
         say("begin")
         try:
             yield lambda there, line: say("reused" if there else "made", line)

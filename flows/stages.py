@@ -37,12 +37,13 @@ PROMPTS = Stage(
     {"source": "dataset", "evaluation": "dataset"},
     "prompts.parquet",
 )
-SFT = Stage("sft", "ppo.sft:train_sft", {"model": "model", "data": "dataset"}, "policy")
+SFT = Stage("sft", "ppo.sft:train_sft", {"model": "model", "data": "dataset"}, "policy", version=2)
 COMPLETIONS = Stage(
     "completions",
     "ppo.generation:sample_completions",
     {"policy": "model", "prompts": "path"},
     "completions.parquet",
+    version=2,
 )
 PREFERENCES = Stage(
     "preferences",
@@ -61,6 +62,7 @@ REWARD = Stage(
     "reward.train:train_reward_model",
     {"policy": "model", "pairs": "path", "completions": "path"},
     "reward_model",
+    version=2,
 )
 PPO = Stage(
     "ppo",
@@ -73,6 +75,7 @@ PPO = Stage(
         "demonstrations": "dataset",
     },
     "policy",
+    version=2,
 )
 EVALUATE = Stage(
     "evaluate",
@@ -85,6 +88,7 @@ EVALUATE = Stage(
         "judge": "function",
         "guards": "functions",
     },
+    version=2,
 )
 REPORT = Stage(
     "report",

@@ -106,6 +106,7 @@ class Store:
         Replaces a damaged entry. To be called with the lock held.
         """
         partial = self.partial_path(stage, key)
+        _open_to_readers(partial)
         complete = {"stage": stage, "key": key, **manifest, "outputs": outputs_of(partial)}
         (partial / TIMINGS).write_text(json.dumps(finite(timings), indent=2))
         (partial / MANIFEST).write_text(json.dumps(finite(complete), indent=2))
@@ -231,6 +232,16 @@ def outputs_of(folder: Path) -> dict[str, dict[str, Any]]:
                 "mtime_ns": stat.st_mtime_ns,
             }
     return outputs
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give every file the permissions that the umask asks for: safetensors writes its own for the
+    owner alone, whatever that is, and an entry holds no secrets."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(0o666 & ~umask)
 
 
 def _what_is_wrong(file: Path, expected: Mapping[str, Any], verify: bool) -> str | None:

@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# What each step's metrics come down to.
+from labeling.wording import counted
+
+# What each step's metrics come down to; `{tasks:task}` is a number with its noun.
 _HEADLINES = {
     "prompts": "{train} to train on, {evaluation} to evaluate",
-    "sft": "loss {loss:.3f} on {examples} examples",
-    "completions": "{completions} completions of {prompts} prompts",
-    "publish": "{tasks} tasks, {created} of them new",
-    "simulated": "{answers} answers given",
-    "gate": "{rankings} rankings are there",
-    "freeze": "{rankings} rankings of {labelers} labelers",
-    "preferences": "{pairs} pairs of {prompts} prompts, given",
-    "pairs": "{pairs} pairs of {rankings} rankings",
+    "sft": "loss {loss:.3f} on {examples:example}",
+    "completions": "{completions:completion} of {prompts:prompt}",
+    "publish": "{tasks:task}, {created} of them new",
+    "simulated": "{answers:answer} given",
+    "gate": "{rankings:ranking} in",
+    "freeze": "{rankings:ranking} of {labelers:labeler}",
+    "preferences": "{pairs:pair} of {prompts:prompt}, given",
+    "pairs": "{pairs:pair} of {rankings:ranking}",
     "reward": "held-out accuracy {held_out_accuracy:.3f}",
     "ppo": "score {first_score:.2f} → {last_score:.2f}, KL {kl:.2f}",
     "report": "",
@@ -33,7 +35,17 @@ def headline(step: str, metrics: Mapping[str, Any]) -> str:
     if step == "evaluate":
         low, high = metrics["win_rate_interval"]
         return f"win rate {metrics['win_rate']:.3f} [{low:.3f}, {high:.3f}], KL {metrics['kl']:.2f}"
-    return _HEADLINES[step].format_map(metrics)
+    return _HEADLINES[step].format_map({name: _Counted(m) for name, m in metrics.items()})
+
+
+class _Counted:
+    """A metric whose format may be a noun to count."""
+
+    def __init__(self, metric: Any) -> None:
+        self.metric = metric
+
+    def __format__(self, how: str) -> str:
+        return counted(self.metric, how) if how.isalpha() else format(self.metric, how)
 
 
 def step_rows(document: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -73,11 +85,11 @@ def summary_markdown(document: Mapping[str, Any]) -> str:
         lines.append(f"- reward model: held-out accuracy {accuracy:.3f}")
     if "preferences" in made:
         lines.append(
-            f"- preference pairs given: {labels['pairs']} of `{Path(labels['given']).name}`"
+            f"- {counted(labels['pairs'], 'preference pair')} given: `{Path(labels['given']).name}`"
         )
     elif "freeze" in made:
-        pairs = f", {labels['pairs']} pairs" if "pairs" in made else ""
-        lines.append(f"- labels: {labels['rankings']} rankings{pairs}")
+        pairs = f", {counted(labels['pairs'], 'pair')}" if "pairs" in made else ""
+        lines.append(f"- labels: {counted(labels['rankings'], 'ranking')}{pairs}")
     if "publish" in made:
         lines.append(f"- labeling page: {addresses['labeling']}")
     if "report" in made:

@@ -114,13 +114,16 @@ def gate(
     published: Outcome[Published],
     labeled: Outcome[Any],
     frozen: Path,
+    on_wait: Callable[[int, int, str], None],
 ) -> Answer[labels.Opened]:
     """Wait here until there are enough rankings, unless the labels are frozen already."""
     known = labels.find_frozen(frozen, published.value.completions)
     if known is not None:
         return _answer(labels.Opened(known.rankings))
     return _answer(
-        labels.wait_for_rankings(_label_studio(), published.value, config.labeling, _label_studio)
+        labels.wait_for_rankings(
+            _label_studio(), published.value, config.labeling, _label_studio, on_wait
+        )
     )
 
 

@@ -25,6 +25,7 @@ from label_studio_sdk.core.api_error import ApiError
 from labeling import page
 from labeling.errors import InputError
 from labeling.records import Candidates, digest
+from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,8 @@ class LabelStudio:
                 extra={"progress": (done, len(wanted))},
             )
         if doubled := sum(count > 1 for key, count in there.items() if key in wanted):
-            logger.warning("%d tasks are in project %r more than once", doubled, project.title)
+            tasks_doubled = counted(doubled, "task")
+            logger.warning("%s more than once in project %r", tasks_doubled, project.title)
         return PublishReport(created=len(wanted) - before, already_there=before)
 
     def _import(self, project: Project, batch: Sequence[Candidates]) -> None:
@@ -235,8 +237,8 @@ class LabelStudio:
             )
         if others:
             logger.warning(
-                "%d tasks in project %r are of other completions and not ranked yet: deleting them",
-                len(others),
+                "%s of other completions, not ranked yet, in project %r: deleted",
+                counted(len(others), "task"),
                 project.title,
             )
         for task in others:

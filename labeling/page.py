@@ -18,6 +18,7 @@ from labeling.records import Candidates, Ranking
 RANKING, COMPLETIONS, FLAGS, REASON = "ranking", "completions", "flags", "reason"
 UNRANKED = "_"
 TIERS = ("t1", "t2", "t3", "t4", "t5")
+ROLES = ("system", "user", "assistant")
 NONE_ACCEPTABLE, BAD_PROMPT = "none_acceptable", "bad_prompt"
 
 
@@ -49,6 +50,11 @@ def item_id(position: int) -> str:
     return f"c{position}"
 
 
+def turn_id(number: int, role: str) -> str:
+    """Name of a conversation's turn: the page tells roles apart by its ending."""
+    return f"p{number}-{role if role in ROLES else 'other'}"
+
+
 def answer_name(position: int) -> str:
     """What people call the item: A, … Z, AA, …"""
     letters = ""
@@ -65,15 +71,16 @@ def task_data(candidates: Candidates) -> dict[str, Any]:
     Nothing in it says which policy wrote what. Bodies are shown literally, never as HTML.
     """
     prompt, key = candidates.prompt, candidates.key
-    turns = [("Prompt", prompt.text or "")]
+    turns = [{"id": "p0", "title": "Prompt", "body": prompt.text or ""}]
     if prompt.messages is not None:
-        turns = [(m.role.capitalize(), m.content) for m in prompt.messages]
+        turns = [
+            {"id": turn_id(n, m.role), "title": m.role.capitalize(), "body": m.content}
+            for n, m in enumerate(prompt.messages)
+        ]
     order = shown_order(key, len(candidates.completions))
     return {
         "key": key,
-        "prompt": [
-            {"id": f"p{n}", "title": title, "body": body} for n, (title, body) in enumerate(turns)
-        ],
+        "prompt": turns,
         "completions": [
             {
                 "id": item_id(position),

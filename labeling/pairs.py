@@ -26,6 +26,7 @@ from labeling.records import (
     read_rankings,
     write_table,
 )
+from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def make_pairs(config: Pairs, completions: Path, labels: Path, out: Path) -> Pai
         all_tied=refused["all_tied"],
         unranked=refused["unranked"],
     )
-    logger.info("%d rankings gave %d pairs", metrics.rankings, metrics.pairs)
+    logger.info("%s gave %s", counted(metrics.rankings, "ranking"), counted(metrics.pairs, "pair"))
     return metrics
 
 

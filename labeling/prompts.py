@@ -16,6 +16,7 @@ from labeling.config import Prompts
 from labeling.errors import InputError
 from labeling.hub import name_and_revision
 from labeling.records import Message, Prompt, write_prompts
+from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ def prepare_prompts(
         duplicates=duplicates,
         left_out_by_limit=left_out,
     )
-    logger.info("%d prompts to train on, %d to evaluate", metrics.train, metrics.evaluation)
+    logger.info(
+        "%s to train on, %d to evaluate", counted(metrics.train, "prompt"), metrics.evaluation
+    )
     return metrics
 
 

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labeling.errors import InputError
 from labeling.prompts import parse_prompt, read_rows
-from labeling.records import Completion, Prompt
+from labeling.records import Message, Prompt
+from labeling.wording import counted
 from ppo.policy import stop_tokens
-from reward.encoding import completion_ids, prompt_ids
+from reward.encoding import apply_template, closing_token, prompt_ids
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,11 @@ def load_demonstrations(
     examples: list[Encoded] = []
     left_out = 0
     for where, row in read_rows(data):
-        encoded = encode_demonstration(tokenizer, parse_demonstration(row, where), stop, limit)
+        demonstration = parse_demonstration(row, where)
+        try:
+            encoded = encode_demonstration(tokenizer, demonstration, stop, limit)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         if encoded is None:
             left_out += 1
         else:
@@ -63,7 +68,7 @@ def load_demonstrations(
         )
     cut = sum(e.cut for e in examples)
     if cut or left_out:
-        logger.warning("%d examples cut at %d tokens, %d left out", cut, limit, left_out)
+        logger.warning("%s cut at %d tokens, %d left out", counted(cut, "example"), limit, left_out)
     return examples, left_out
 
 
@@ -120,7 +125,7 @@ def encode_demonstration(
     What exceeds `max_length` is cut at the end; None when nothing of the completion is left.
 
     Raises:
-        InputError: a conversation, and the tokenizer has no chat template.
+        InputError: a conversation, and the tokenizer has no chat template or it refuses it.
     """
     prompt = prompt_ids(tokenizer, demonstration.prompt)
     completion = _completion_ids(tokenizer, demonstration, stop)
@@ -133,19 +138,17 @@ def encode_demonstration(
 def _completion_ids(
     tokenizer: PreTrainedTokenizerBase, demonstration: Demonstration, stop: Collection[int]
 ) -> list[int]:
-    """Plain text closed by EOS; a chat answer as the template writes it, closed by the template's
-    own stop token (often an end-of-turn token that is not EOS), or else by EOS."""
-    plain = completion_ids(tokenizer, Completion(demonstration.completion, finished=True))
-    if demonstration.prompt.messages is None:
-        return plain
-    messages = [{"role": m.role, "content": m.content} for m in demonstration.prompt.messages]
-    answer = {"role": "assistant", "content": demonstration.completion}
-    before = str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    )
-    whole = str(tokenizer.apply_chat_template([*messages, answer], tokenize=False))
-    if not whole.startswith(before):  # the template rewrites history; sampling never sees that
-        return plain
-    ids = list(tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"])
+    """The answer as it is written, special tokens included, and closed once: plain text by EOS, a
+    chat answer as the template writes it, by the template's own end of turn."""
+    prompt, text = demonstration.prompt, demonstration.completion
+    if prompt.messages is None:
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids if ids[-1] in stop else [*ids, closing_token(tokenizer, prompt)]
+    turns = (*prompt.messages, Message("assistant", text))
+    before = apply_template(tokenizer, prompt.messages, tokenize=False, add_generation_prompt=True)
+    whole = apply_template(tokenizer, turns, tokenize=False)
+    if whole.startswith(before):  # else it rewrites history, which sampling never sees
+        text = whole[len(before) :]
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     end = next((i for i, token in enumerate(ids) if token in stop), None)
-    return [*ids, tokenizer.eos_token_id] if end is None else ids[: end + 1]
+    return [*ids, closing_token(tokenizer, prompt)] if end is None else ids[: end + 1]

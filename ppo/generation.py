@@ -17,7 +17,7 @@ from ppo.config import Generation, Sampling
 from ppo.order import counter_seed
 from ppo.policy import load_policy, stop_tokens
 from reward.compute import autocast, place
-from reward.encoding import load_tokenizer, prompt_ids
+from reward.encoding import apply_template, load_tokenizer, prompt_ids
 
 logger = logging.getLogger(__name__)
 
@@ -186,12 +186,16 @@ def sample_completions(config: Sampling, policy: str, prompts: Path, out: Path) 
     prompts that still have fewer than two distinct ones are left out, since nobody can rank them.
 
     Raises:
-        InputError: the policy cannot be loaded, or no prompt can be ranked.
+        InputError: the policy cannot be loaded, its chat template refuses a prompt (of either
+            split), or no prompt can be ranked.
     """
     device, dtype = place(config)
     tokenizer = load_tokenizer(policy)
     model = load_policy(policy).to(device)  # type: ignore[arg-type]
     generator = Generator(model, tokenizer, config, dtype)
+    for prompt in read_prompts(prompts):
+        if prompt.messages is not None:  # PPO and evaluation come to the others hours later
+            apply_template(tokenizer, prompt.messages, tokenize=False)
     chosen = choose(read_prompts(prompts, "train"), config.prompts, config.seed)
     chosen, ids = encode_prompts(tokenizer, chosen, model, config.max_new_tokens)
     k = config.completions_per_prompt

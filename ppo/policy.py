@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from labeling.errors import InputError
 from labeling.hub import name_and_revision
+from reward.encoding import end_of_turn
 
 
 def load_policy(model: str) -> PreTrainedModel:
@@ -38,17 +39,22 @@ def load_policy(model: str) -> PreTrainedModel:
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write safetensors and tokenizer, as transformers, vLLM and PEFT load them."""
+    """Write safetensors and tokenizer, as transformers, vLLM and PEFT load them; they then stop
+    where our own sampling does."""
+    stop = sorted(stop_tokens(model, tokenizer))
+    if model.generation_config is not None:
+        model.generation_config.eos_token_id = stop if len(stop) > 1 else stop[0]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a completion and belong to it: the tokenizer's EOS and whatever the model's
-    generation config adds (chat models often stop on an end-of-turn token)."""
+    """Tokens that end a completion and belong to it: the tokenizer's EOS, the chat template's end
+    of turn, and whatever the model's generation config adds."""
     configured = model.generation_config.eos_token_id if model.generation_config else None
     ids = configured if isinstance(configured, list) else [configured]
-    return frozenset({tokenizer.eos_token_id, *(i for i in ids if i is not None)})
+    ids = [tokenizer.eos_token_id, end_of_turn(tokenizer), *ids]
+    return frozenset(i for i in ids if i is not None)
 
 
 @dataclass(frozen=True)

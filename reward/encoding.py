@@ -1,16 +1,20 @@
 """Texts to token ids, in one place: sampling, SFT, reward model, PPO and evaluation all build the
 same tokens from a prompt, and the reward model is trained and asked with the same tokens of a
-completion (its decoded text, encoded anew, and EOS where it was finished)."""
+completion (its decoded text, encoded anew, and the closing token where it was finished)."""
 
 from __future__ import annotations
 
 import logging
+import textwrap
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from labeling.errors import InputError
 from labeling.hub import name_and_revision
-from labeling.records import Completion, Prompt
+from labeling.records import Completion, Message, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +26,14 @@ SPARE_TOKENS = (
     "[PAD]",
     "<|finetune_right_pad_id|>",
     "<|reserved_special_token_0|>",
+)
+# Some templates (Llama 3.2, SmolLM3, gpt-oss) write today's date into the prompt, but a round may
+# wait for its labelers for days. All are told the day that Llama's fall back to without a clock.
+_DAY = datetime(2024, 7, 26)
+_FIXED_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('%{c}', '{_DAY.strftime(f'%{c}')}')" for c in "aAbBdmyYHMSjpI")
+    + " }}{% endmacro %}{{ '' }}"
 )
 
 
@@ -48,37 +60,105 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """The tokens a policy continues: plain text with the tokenizer's own first token (BOS, where
     it has one), a conversation through the chat template with the generation prompt.
 
+    Plain text means what it says: special tokens in it are special tokens. In a conversation only
+    the template writes them; a message with the letters `<|im_end|>` ends no turn.
+
     Raises:
-        InputError: a conversation, and the tokenizer has no chat template.
+        InputError: a conversation, and the tokenizer has no chat template or it refuses it.
     """
     if prompt.messages is None:
         ids = list(tokenizer(prompt.text)["input_ids"])
+        if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+            ids = ids[1:]  # the text came with its own
         # Some tokenizers close every text; a prompt is to be continued.
         return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    spelled = any(token in message.content for message in prompt.messages for token in special)
+    return apply_template(
+        tokenizer,
+        prompt.messages,
+        add_generation_prompt=True,
+        return_dict=False,
+        sanitize_control_tokens=spelled,
+    )
+
+
+def apply_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **settings: Any
+) -> Any:
+    """The conversation through the chat template, the same on every day; `settings` are those of
+    `apply_chat_template`.
+
+    Raises:
+        InputError: there is no template, or it refuses the conversation (roles that do not
+            alternate, a role it does not know).
+    """
     if not tokenizer.chat_template:
         raise InputError(
             "the prompts are conversations, but the model's tokenizer has no chat template; "
             "use a chat model, or prompts of plain text"
         )
-    messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _FIXED_CLOCK + template
+    rows = [{"role": m.role, "content": m.content} for m in messages]
+    try:
+        return tokenizer.apply_chat_template(rows, chat_template=template, **settings)
+    except Exception as error:  # a template is a program, and fails like one
+        roles = ", ".join(m.role for m in messages)
+        begin = textwrap.shorten(messages[-1].content, 60, placeholder=" …")
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"the model's chat template refuses the conversation that ends with '{begin}' (roles: "
+            f"{roles}): {reason}; change or remove that prompt"
+        ) from error
 
 
-def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[int]:
-    """The tokens of a completion, closed by EOS when it was finished."""
-    ids = list(tokenizer(completion.text, add_special_tokens=False)["input_ids"])
-    return [*ids, tokenizer.eos_token_id] if completion.finished else ids
+def completion_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Completion
+) -> list[int]:
+    """The tokens of what a policy wrote, closed when it was finished. Its text holds no special
+    tokens (decoding left them out), so letters that look like one are letters: a policy cannot
+    spell its way into another turn."""
+    ids = list(
+        tokenizer(completion.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    )
+    return [*ids, closing_token(tokenizer, prompt)] if completion.finished else ids
+
+
+def closing_token(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
+    """What ends an answer to this prompt: EOS after plain text, in a conversation the template's
+    own end of turn."""
+    turn_end = None if prompt.messages is None else end_of_turn(tokenizer)
+    return tokenizer.eos_token_id if turn_end is None else turn_end
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that the chat template puts after an assistant's message: often EOS, in
+    base models with a template often not. None without a template, or when it puts none."""
+    if not tokenizer.chat_template:
+        return None
+    said = "An answer."
+    try:
+        text = apply_template(
+            tokenizer, (Message("user", "A question."), Message("assistant", said)), tokenize=False
+        )
+    except InputError:  # it takes no conversation as simple as this
+        return None
+    after = tokenizer(text.rpartition(said)[2], add_special_tokens=False)["input_ids"]
+    added = tokenizer.added_tokens_decoder
+    return next((i for i in after if i in added and added[i].special), None)
 
 
 def give_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer whose pad token is missing, or is EOS, one of its own, and tell the model.
+    """Give a tokenizer whose pad token is missing, or ends answers too, one of its own, and tell
+    the model.
 
     A spare token of the vocabulary is taken where there is one; else a token is added, and the
     embeddings grow by a row if the matrix has none left over (GPT-2, Llama 2). With pad = EOS the
     reward model would read its score from the token before EOS, without a word.
     """
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, end_of_turn(tokenizer)):
         vocabulary = tokenizer.get_vocab()
         spare = next((token for token in SPARE_TOKENS if token in vocabulary), PAD_TOKEN)
         tokenizer.add_special_tokens({"pad_token": spare})

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -68,6 +68,7 @@ class RewardModel:
             raise InputError(
                 f"{folder} gives {model.config.num_labels} outputs; a reward model has one"
             )
+        score_in_float32(model)
         path = Path(folder) / NORMALIZATION
         saved = json.loads(path.read_text()) if path.is_file() else {}
         return cls(model, load_tokenizer(str(folder)), Normalization(**saved), device, dtype)
@@ -86,7 +87,7 @@ class RewardModel:
     ) -> Tensor:
         """Unnormalised scores, float32 `(N,)` on the CPU, in the order given."""
         ids = [
-            prompt_ids(self.tokenizer, p) + completion_ids(self.tokenizer, c)
+            prompt_ids(self.tokenizer, p) + completion_ids(self.tokenizer, p, c)
             for p, c in zip(prompts, completions, strict=True)
         ]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding in a batch
@@ -131,12 +132,26 @@ def from_policy(policy: str, seed: int) -> tuple[PreTrainedModel, PreTrainedToke
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise InputError(f"cannot make a reward model of {policy}: {reason}") from error
     give_pad_token(model, tokenizer)
+    score_in_float32(model)
     head = getattr(model, "score", None)
-    if isinstance(head, torch.nn.Linear):
+    if isinstance(head, nn.Linear):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             head.weight.normal_(0.0, 1 / math.sqrt(head.in_features + 1), generator=generator)
     return model, tokenizer
+
+
+def score_in_float32(model: PreTrainedModel) -> None:
+    """Keep the head out of autocast, in training and scoring alike: bfloat16 has 8 bits, so scores
+    would move in steps of a hundredth, and close completions would tie."""
+    head = getattr(model, "score", None)
+    if isinstance(head, nn.Linear):
+        head.register_forward_hook(_in_float32)
+
+
+def _in_float32(head: nn.Linear, hidden: tuple[Tensor], _rounded: Tensor) -> Tensor:
+    with torch.autocast(hidden[0].device.type, enabled=False):
+        return nn.functional.linear(hidden[0].float(), head.weight, head.bias)
 
 
 def pad_right(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

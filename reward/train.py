@@ -17,6 +17,7 @@ from trl import RewardConfig, RewardTrainer
 from labeling.errors import InputError
 from labeling.pairs import read_pairs
 from labeling.records import Completion, PreferencePair, Prompt, read_candidates
+from labeling.wording import counted
 from reward.compute import LogProgress, place, trainer_arguments
 from reward.config import RewardTraining
 from reward.encoding import completion_ids, prompt_ids
@@ -74,7 +75,7 @@ def train_reward_model(
             "model's context); raise reward.max_length, or shorten prompts and max_new_tokens"
         )
     if too_long:
-        logger.warning("%d pairs are longer than %d tokens: left out", too_long, limit)
+        logger.warning("%s of more than %d tokens left out", counted(too_long, "pair"), limit)
     train, held_out = split_by_prompt(
         [p for p, _ in encoded], config.held_out_fraction, config.seed
     )
@@ -128,7 +129,8 @@ def train_reward_model(
         reference_mean=reward_model.normalization.mean,
         reference_std=reward_model.normalization.std,
     )
-    logger.info("held-out accuracy %.3f on %d pairs", metrics.held_out_accuracy, len(held_out))
+    on = counted(len(held_out), "pair")
+    logger.info("held-out accuracy %.3f on %s", metrics.held_out_accuracy, on)
     return metrics
 
 
@@ -161,8 +163,8 @@ def encode_pair(
     """RewardTrainer's tokenised columns, or None when a side is longer than `max_length`. Made
     here rather than by the trainer, so that training and scoring see the same tokens."""
     prompt = prompt_ids(tokenizer, pair.prompt)
-    chosen = prompt + completion_ids(tokenizer, pair.chosen)
-    rejected = prompt + completion_ids(tokenizer, pair.rejected)
+    chosen = prompt + completion_ids(tokenizer, pair.prompt, pair.chosen)
+    rejected = prompt + completion_ids(tokenizer, pair.prompt, pair.rejected)
     if max(len(chosen), len(rejected)) > max_length:
         return None
     return {"chosen_ids": chosen, "rejected_ids": rejected, "margin": pair.margin}

@@ -156,13 +156,16 @@ def test_the_gate_says_which_answers_are_not_usable(
     partial = page.annotation_result(Ranking(last["data"]["key"], "", ((0,),)), 2)
     label_studio.annotate(last["id"], partial, label_studio.ensure_labeler("ann@example.org"))
     caplog.set_level("INFO", "flows.labels")
+    told: list[tuple[int, int, str]] = []
     waiting = threading.Thread(
         target=labels.wait_for_rankings,
         args=(label_studio, published, Labeling(poll_seconds=0.05)),
+        kwargs={"on_wait": lambda *state: told.append(state)},
         daemon=True,
     )
     waiting.start()
     until(lambda: "3 of 4 rankings are there; not usable: 1 partial" in caplog.text)
+    assert told[0] == (3, 4, published.project.url)
     answer(label_studio, published, limit=1)
     waiting.join(30)
     assert not waiting.is_alive()

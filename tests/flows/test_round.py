@@ -173,7 +173,7 @@ def killed(project: Project) -> dict[str, Any]:
     psutil.wait_procs([child], timeout=PATIENCE_S)
     assert not child.is_running()
     (line,) = describe_rounds(project.folder / "runs")
-    assert line == "mini round 0: killed after 'pairs'"
+    assert line == "mini round 0: killed at 'reward'"
     return project.round()
 
 

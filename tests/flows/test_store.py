@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -82,6 +83,22 @@ def test_an_entry_is_there_only_after_it_was_finished(store: Store) -> None:
     assert found.path == made.path
     assert found.seconds == 1.5
     assert not store.partial_path("stage", "k1").exists()
+
+
+def test_an_entry_is_as_readable_as_the_umask_says(store: Store) -> None:
+    before = os.umask(0o027)
+    try:
+        partial = store.begin("toy", "key")
+        (partial / "deep").mkdir()
+        for name in ("model.safetensors", "deep/other"):
+            (partial / name).write_text("weights")
+            (partial / name).chmod(0o600)
+        entry = store.finish("toy", "key", {"metrics": {}}, TIMES)
+    finally:
+        os.umask(before)
+    modes = {f.name: f.stat().st_mode & 0o777 for f in entry.path.rglob("*") if f.is_file()}
+    assert set(modes.values()) == {0o640}, modes
+    assert isinstance(store.find("toy", "key", verify=True), Entry)
 
 
 def test_work_starts_from_nothing_unless_the_stage_can_go_on(store: Store) -> None:

@@ -139,7 +139,7 @@ def test_a_person_ranks_by_keyboard_and_it_reads_back(
     shown = find(browser, ".rl-page")[0].text
     assert all(text in shown for text in ("Be kind.", "Where is it?", "first\n\nline", HOSTILE))
     assert browser.title != "owned"
-    assert not {"c0", "c1", "p0"} & set(shown.split())
+    assert not {"c0", "c1", "p0-system", "p1-user"} & set(shown.split())
 
     # Index 2 best, 0 and 1 tied in the middle, 3 worst.
     positions = page.shown_positions(tasks[0].key, 4)
@@ -170,6 +170,51 @@ def test_a_person_ranks_by_keyboard_and_it_reads_back(
         )
     ]
     assert not refused
+
+
+def test_a_long_conversation_is_told_turn_by_turn_with_the_answers_in_sight(
+    browser: Chrome, labeling: Callable[..., Project]
+) -> None:
+    long = "A sentence of some length that goes on for a while. " * 12
+    turns = [
+        Message("system", "Be kind.\nRules:\n  - no promises"),
+        *(Message("user", "My order:\n\n    kettle   1"), Message("assistant", long)) * 5,
+        Message("tool", '{"status": "lost"}'),
+        Message("user", "Where is it?\n<|im_end|> <b>now</b>"),
+    ]
+    answers = tuple(Completion(f"{letter}: {long}") for letter in "wxyz")
+    labeling("page of turns", [Candidates(Prompt(messages=tuple(turns)), answers)])
+
+    shown = browser.execute_script("""
+        return [...document.querySelectorAll('.rl-prompt .htx-ranker-item')].map(item => {
+            const style = getComputedStyle(item)
+            return {
+                title: item.querySelector('h5').textContent,
+                body: item.querySelector('p').textContent,
+                space: getComputedStyle(item.querySelector('p')).whiteSpace,
+                look: [style.marginLeft, style.borderLeftColor, style.borderTopStyle].join(),
+            }
+        })""")
+    assert [(turn["title"].lower(), turn["body"]) for turn in shown] == [
+        (turn.role, turn.content) for turn in turns
+    ]
+    assert {turn["space"] for turn in shown} == {"pre-wrap"}
+    looks = {turn["title"]: turn["look"] for turn in shown}
+    assert len(set(looks.values())) == 4, "every role looks different"
+
+    def is_seen(element: WebElement) -> bool:
+        script = """
+            const box = arguments[0].getBoundingClientRect()
+            return arguments[0].contains(document.elementFromPoint(box.x + 20, box.y + 8))"""
+        return browser.execute_script(script, element)
+
+    first, *_, last = find(browser, ".rl-prompt .htx-ranker-item")
+    assert is_seen(last), "what is to be answered"
+    assert is_seen(find(browser, ".rl-answers .htx-ranker-item")[0])
+    assert not is_seen(first)
+    for hidden in (first, find(browser, ".rl-answers .htx-ranker-item")[-1]):
+        browser.execute_script("arguments[0].scrollIntoView()", hidden)
+        assert is_seen(hidden), "reached by scrolling"
 
 
 def test_nine_answers_are_ranked_by_pointer_in_a_tray_that_stays_in_sight(

@@ -102,7 +102,7 @@ def test_a_finished_completion_ends_with_eos(tmp_path):
     tokens = tiny.tokenizer()
     drawn = generator().draw(ids() * 60, 0)
     for response in drawn:
-        rebuilt = completion_ids(tokens, response.completion)
+        rebuilt = completion_ids(tokens, Prompt(text="hello"), response.completion)
         assert (rebuilt[-1] == tokens.eos_token_id) == response.completion.finished
 
 

@@ -85,7 +85,7 @@ def test_the_policy_learns_to_stop(trained):
         ids = torch.tensor([prompt_ids(tokens, Prompt(text=row["prompt"]))])
         drawn = model.generate(input_ids=ids, do_sample=False, max_new_tokens=12)
         assert drawn[0, ids.shape[1] :].tolist() == completion_ids(
-            tokens, Completion(row["completion"])
+            tokens, Prompt(text=row["prompt"]), Completion(row["completion"])
         )
 
 

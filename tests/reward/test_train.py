@@ -15,7 +15,7 @@ from labeling.records import (
     write_candidates,
 )
 from reward.config import RewardTraining
-from reward.model import RewardModel
+from reward.model import Normalization, RewardModel, from_policy
 from reward.train import split_by_prompt, train_reward_model
 from tests import tiny
 
@@ -74,6 +74,17 @@ def test_training_and_scoring_see_the_same_tokens(tmp_path):
     by_hand = model.tokenizer(f"hello good thanks {eos}", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         assert model.model(by_hand).logits[0, 0].item() == pytest.approx(alone[0].item(), abs=1e-5)
+
+
+def test_bfloat16_does_not_round_the_scores(tmp_path):
+    model, tokens = from_policy(str(tiny.save(tmp_path / "model")), seed=0)
+    with torch.autocast("cpu", torch.bfloat16):  # as the trainer does
+        assert model(input_ids=torch.tensor([[5, 6, 7]])).logits.dtype == torch.float32
+    RewardModel(model, tokens, Normalization(), CPU).save(tmp_path)
+    loaded = RewardModel.load(tmp_path, CPU, torch.bfloat16)
+    prompts = [Prompt(text=word) for word in tiny.WORDS]
+    scores = loaded.raw_scores(prompts, [Completion("good")] * len(prompts))
+    assert (scores != scores.bfloat16().float()).any()
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
