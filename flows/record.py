@@ -35,13 +35,15 @@ class RoundRecord:
     `document` is what round.json holds: name, round, status (`running`, `complete`, `failed`,
     `interrupted`), error, config, seed, versions, commit, times, addresses, `stages.<name>` with
     seconds, reused, key and path, and the metrics of the main ones under `prompts`, `labels`,
-    `reward`, `ppo` and `evaluation`.
+    `reward`, `ppo` and `evaluation`. `killed` is the dashboard's address of an earlier run of this
+    round that had no time to write down how it ended.
     """
 
     def __init__(self, runs: Path, config: RoundConfig, number: int = 0) -> None:
         self.folder = runs.resolve() / config.name / "rounds" / f"{number:03d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
+        self.killed: str | None = None
         self.document: dict[str, Any] = {
             "name": config.name,
             "round": number,
@@ -80,6 +82,8 @@ class RoundRecord:
         stand beside the new one.
         """
         earlier = self._earlier()
+        if earlier.get("status") == "running":  # and we hold the lock
+            self.killed = earlier.get("addresses", {}).get("dashboard")
         # How the labels were frozen is known only once.
         self.document["labels"] = earlier.get("labels", {})
         if earlier.get("config") == finite(self.document["config"]):

@@ -33,6 +33,7 @@ from flows.tasks import (
     freeze,
     gate,
     make_stage,
+    mark_killed,
     publish,
     reused,
     simulate,
@@ -55,6 +56,9 @@ def rankloop_round(config: RoundConfig) -> dict[str, Any]:
     with RoundRecord(Path.cwd() / "runs", config) as record:
         make = _Maker(record)
         record.document["addresses"]["dashboard"] = runtime.flow_run.ui_url
+        record.save()
+        if record.killed:
+            mark_killed(record.killed)
 
         prompts = make.stage(
             stages.PROMPTS,
