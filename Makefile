@@ -28,9 +28,9 @@ bench: setup
 	@if [ -f benchmarks/run.py ]; then $(BIN)/python benchmarks/run.py; \
 	else echo "there are no benchmarks yet"; fi
 
-# The tests that kill processes, damage files and take servers away.
+# Kills, interruptions and damage in every step; the last line says how many passed and failed.
 faults: setup
-	$(BIN)/pytest tests/flows tests/labeling
+	$(BIN)/python -m tests.faults
 
 clean:
 	-@if [ -x $(BIN)/rankloop ]; then $(BIN)/rankloop down; fi

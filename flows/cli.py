@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -22,20 +23,30 @@ than the file's is another run, runs/<name>-seed-7/. `rankloop run --fields` lis
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `rankloop`. Exits with 0, 1 (our trouble), 2 (the user can mend it) or 130."""
+    """Entry point of `rankloop`. Exits with 0, 1 (our trouble), 2 (the user can mend it) 130
+    (Ctrl-C) or 143 (SIGTERM)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         _dispatch(given)
     except InputError as error:
         sys.exit(_complain(str(error), 2))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         again = " ".join(["rankloop", *given])
         message = f"stopped; what is finished is kept, `{again}` goes on from there"
-        sys.exit(_complain(message, 130))
+        sys.exit(_complain(message, 143 if isinstance(stop, Terminated) else 130))
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
         sys.exit(_complain(_report_bug(error), 1))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what ends the machine or the session ends a round as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _dispatch(given: Sequence[str]) -> None:

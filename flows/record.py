@@ -39,12 +39,15 @@ class RoundRecord:
     (the rankings that are there, those wanted, and the page, while the gate is closed), config,
     seed, versions, commit, times, addresses, `stages.<name>` with seconds, reused, key and path,
     and the metrics of the main ones under `prompts`, `labels`, `reward`, `ppo` and `evaluation`.
+    `killed` is the dashboard's address of an earlier run of this round that had no time to write
+    down how it ended.
     """
 
     def __init__(self, runs: Path, config: RoundConfig, number: int = 0) -> None:
         self.folder = runs.resolve() / config.name / "rounds" / f"{number:03d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
+        self.killed: str | None = None
         self.document: dict[str, Any] = {
             "name": config.name,
             "round": number,
@@ -86,6 +89,8 @@ class RoundRecord:
         stand beside the new one.
         """
         earlier = self._earlier()
+        if earlier.get("status") == "running":  # and we hold the lock
+            self.killed = earlier.get("addresses", {}).get("dashboard")
         labels = earlier.get("labels", {})
         if "given" not in labels:  # how labels were frozen is known only once
             self.document["labels"] = labels

@@ -32,6 +32,7 @@ from flows.tasks import (
     freeze,
     gate,
     make_stage,
+    mark_killed,
     publish,
     reused,
     simulate,
@@ -61,6 +62,9 @@ def rankloop_round(config: RoundConfig) -> dict[str, Any]:
     steps = needed_steps(config)
     with RoundRecord(Path.cwd() / "runs", config) as record:
         record.document["addresses"]["dashboard"] = runtime.flow_run.ui_url
+        record.save()
+        if record.killed:
+            mark_killed(record.killed)
         for line in not_used(config):
             logger.warning(line)
         make = _Maker(record, {*steps, "summary"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 from flows.inputs import resolve_inputs
 from flows.stage import MARK, PARENT
 from flows.stages import Stage
-from flows.store import Damage, Entry, Store, make_key, write_json
+from flows.store import Damage, Entry, Store, make_key
 from labeling.errors import InputError
 
 # Secrets of the servers are no business of a stage.
@@ -130,18 +131,15 @@ def _run_child(
 ) -> bool:
     """Whether another run had made the entry meanwhile."""
     log_path = home / "logs" / "stages" / f"{stage.name}-{job['key']}.log"
-    job_path = Store(Path(job["store"])).entry_path(stage.name, job["key"]).with_suffix(".job.json")
-    for path in (log_path, job_path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(job_path, job)
+    log_path.parent.mkdir(parents=True, exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_HIDDEN)}
     environment |= {PARENT: str(os.getpid()), "TOKENIZERS_PARALLELISM": "false"}
     last: dict[str, Any] = {}
     with log_path.open("a") as log:
         print(f"--- {stage.name} {job['key']} {time.strftime('%F %T')}", file=log, flush=True)
         process = subprocess.Popen(
-            (sys.executable, "-m", "flows.stage", stage.function, str(job_path)),
-            stdin=subprocess.DEVNULL,
+            (sys.executable, "-m", "flows.stage", stage.function),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             env=environment,
@@ -149,7 +147,11 @@ def _run_child(
             errors="replace",
         )
         try:
+            assert process.stdin is not None
             assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):  # it died: its exit code tells
+                json.dump(job, process.stdin)
+                process.stdin.close()
             last = _follow(process.stdout, log, on_line)
             code = process.wait()
         except BaseException:

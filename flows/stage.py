@@ -1,9 +1,10 @@
-"""One stage in a process of its own: `python -m flows.stage MODULE:FUNCTION job.json`.
+"""One stage in a process of its own: `python -m flows.stage MODULE:FUNCTION`.
 
-The child takes the entry's lock, calls the function, writes the manifest and renames the folder
-into the store. It speaks to its parent in JSON lines on stdout, all marked with MARK: log
-records with `level`, `logger`, `message`, `progress`, `metrics`; at the end one line with `result`
-or `error`. Lines without the mark are somebody's print.
+The child reads its job, a JSON object, from stdin (a file would outlive a killed run), takes the
+entry's lock, calls the function, writes the manifest and renames the folder into the store. It
+speaks to its parent in JSON lines on stdout, all marked with MARK: log records with `level`,
+`logger`, `message`, `progress`, `metrics`; at the end one line with `result` or `error`. Lines
+without the mark are somebody's print.
 Exit codes: 0 done, 1 a failure (its traceback is in the log), 2 an InputError.
 `run_stage` in flows/runner.py is the parent.
 """
@@ -44,9 +45,8 @@ _LIBRARIES = ("rankloop", "torch", "transformers", "trl", "tokenizers", "dataset
 _PR_SET_PDEATHSIG = 1
 
 
-def main(function: str, job_path: Path) -> int:
+def main(function: str, job: dict[str, Any]) -> int:
     """Make the entry that the job describes. Returns the exit code."""
-    job = json.loads(job_path.read_text())
     try:
         _say({"result": {"reused": _make(function, job)}})
     except InputError as error:
@@ -209,6 +209,6 @@ if __name__ == "__main__":
     for ours in OURS:
         logging.getLogger(ours).setLevel(logging.INFO)
     try:
-        sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+        sys.exit(main(sys.argv[1], json.load(sys.stdin)))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -66,6 +66,9 @@ class Store:
     def lock_path(self, stage: str, key: str) -> Path:
         return self.folder / stage / f"{key}.lock"
 
+    def _discarded_path(self, stage: str, key: str) -> Path:
+        return self.folder / stage / f"{key}.damaged"
+
     def find(self, stage: str, key: str, verify: bool = False) -> Entry | Damage | None:
         """The entry if it can be trusted, what is wrong with it, or None when there is none.
 
@@ -93,6 +96,7 @@ class Store:
         """The folder to work in, empty unless the stage can go on from what a crash left.
         To be called with the lock held."""
         partial = self.partial_path(stage, key)
+        shutil.rmtree(self._discarded_path(stage, key), ignore_errors=True)
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
@@ -112,7 +116,7 @@ class Store:
         (partial / MANIFEST).write_text(json.dumps(finite(complete), indent=2))
         path = self.entry_path(stage, key)
         if path.exists():
-            discarded = path.with_name(f"{key}.damaged")
+            discarded = self._discarded_path(stage, key)
             shutil.rmtree(discarded, ignore_errors=True)
             os.replace(path, discarded)
             shutil.rmtree(discarded, ignore_errors=True)
@@ -271,8 +275,9 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that `path` is either the whole new file or what it was before."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    """Write JSON so that `path` is either the whole new file or what it was before. For one writer
+    at a time: the partial file's name is stable, so that a kill leaves nothing for ever."""
+    partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
     os.replace(partial, path)
 

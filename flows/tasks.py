@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -20,8 +21,10 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.states import Completed
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Completed, Crashed
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
@@ -148,6 +151,21 @@ def summarise(document: dict[str, Any], last: Outcome[Any]) -> Answer[Summary]:
 
     _shown(show)
     return _answer(Summary())
+
+
+def mark_killed(dashboard: str) -> None:
+    """End a killed run on the dashboard, which would show it at work for ever. Another server than
+    the one that it ran on does not know it."""
+
+    def show() -> None:
+        run = UUID(dashboard.rpartition("/")[2])
+        ended: State[Any] = Crashed(message="Killed; a later run of the round goes on.")
+        with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+            state = client.read_flow_run(run).state
+            if state is None or not state.is_final():
+                client.set_flow_run_state(run, ended, force=True)
+
+    _shown(show)
 
 
 def _shown(show: Callable[[], None]) -> bool:

@@ -14,7 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -39,11 +39,12 @@ _ATTEMPTS = 6
 
 @dataclass(frozen=True)
 class Project:
-    """A project of ours. `url` opens it in a browser."""
+    """A project of ours. `url` opens it in a browser; `is_new`: it was created just now."""
 
     id: int
     title: str
     url: str
+    is_new: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class LabelStudio:
             "maximum_annotations": overlap,
         }
         ours = self._find(title)
+        is_new = ours is None
         if ours is None:
             self._ask(
                 lambda: self._client.projects.create(
@@ -127,7 +129,7 @@ class LabelStudio:
             changed = {k: v for k, v in wanted.items() if getattr(ours, k, None) != v}
             if changed:
                 self._ask(lambda: self._client.projects.update(ours.id, **changed))
-        return Project(ours.id, title, self.page(ours.id))
+        return Project(ours.id, title, self.page(ours.id), is_new)
 
     def page(self, project_id: int) -> str:
         """Where a browser finds the project: a restarted server may be at another address."""
@@ -148,10 +150,14 @@ class LabelStudio:
 
         After a failed request nobody knows whether it was committed (all of it or nothing, never
         a part), so it is not repeated: the keys that are there are read again, and what is
-        missing is sent. Raises ConnectionError when the server keeps failing.
+        missing is sent. The last request of a killed run is such a one too. Raises ConnectionError
+        when the server keeps failing.
         """
         wanted = {task.key: task for task in tasks}
         there = self.keys(project) if self.count(project).tasks else Counter()
+        if not project.is_new and wanted.keys() - there.keys():
+            self.wait_until_stable(project)
+            there = self.keys(project)
         before = len(wanted.keys() & there.keys())
         failures = 0
         while missing := [task for key, task in wanted.items() if key not in there]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,17 @@ def test_an_interruption_says_how_to_go_on(
     monkeypatch.setattr(cli, "_run", interrupted)
     assert run_main("run", "config.yaml", "--seed", "7") == 130
     assert "`rankloop run config.yaml --seed 7` goes on" in capsys.readouterr().err
+
+
+def test_sigterm_ends_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminated(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cli, "_run", terminated)
+    assert run_main("run", "config.yaml") == 143
+    assert "`rankloop run config.yaml` goes on" in capsys.readouterr().err
 
 
 def test_the_newest_report_is_found_by_name_by_config_and_without(

@@ -53,6 +53,18 @@ def test_a_re_run_that_is_stopped_keeps_what_the_round_measured(tmp_path: Path) 
     assert names(folder) == before
 
 
+def test_the_run_after_a_killed_one_knows_its_address_on_the_dashboard(tmp_path: Path) -> None:
+    finish(tmp_path)
+    with RoundRecord(tmp_path, config()) as record:
+        assert record.killed is None
+        record.document["addresses"]["dashboard"] = "http://dashboard/1"
+        record.save()
+        as_killed = record.path.read_bytes()
+    record.path.write_bytes(as_killed)
+    with RoundRecord(tmp_path, config()) as record:
+        assert record.killed == "http://dashboard/1"
+
+
 def test_nothing_of_another_config_stands_beside_the_new_one_but_labels(tmp_path: Path) -> None:
     folder = finish(tmp_path)
     again = RoundRecord(tmp_path, config(seed=1))

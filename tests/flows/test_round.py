@@ -1,225 +1,19 @@
 """The whole way in miniature: the real command, real Prefect, real Label Studio, real training of
-a tiny model; with a `kill -9` of everything and one of a stage on the way."""
+a tiny model. What becomes of it when it is killed on the way is in test_crashes.py."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
-import pytest
 
-from flows.record import describe_rounds
-from flows.servers import Servers
-from labeling.label_studio import LabelStudio
-from tests import tiny
-
-PATIENCE_S = 120.0
-TASKS = 12
-STAGES = ("prompts", "sft", "completions", "pairs", "reward", "ppo", "evaluate", "report")
-CONFIG = """\
-name: mini
-model: model
-max_new_tokens: 5
-prompts: {path: prompts.jsonl, evaluation_fraction: 0.4}
-sft: {data: sft.jsonl, learning_rate: 1.0e-3, max_length: 24}
-labeling:
-  poll_seconds: 0.2
-  simulated: [{score: "rubric.py:score", noise: 0.1}]
-reward: {epochs: 1, batch_size: 16, max_length: 24}
-ppo: {iterations: 2, rollout_batch_size: 8, epochs: 1, minibatches: 2}
-evaluation: {judge: "rubric.py:score", guards: {valid: "rubric.py:valid"}}
-"""
-RUBRIC = """\
-def score(prompts, completions):
-    return [float(c.count("good") - c.count("bad")) for c in completions]
-def valid(prompts, completions):
-    return [float("thanks" in c) for c in completions]
-def broken(prompts, completions):
-    raise ValueError("no luck")
-"""
-
-
-@dataclass
-class Project:
-    """A project folder, and the command run in it."""
-
-    folder: Path
-    environment: dict[str, str]
-    label_studio: LabelStudio
-    prefect: str
-
-    def start(self, *flags: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            (sys.executable, "-m", "flows.cli", "run", "config.yaml", *flags),
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, *flags: str) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr of the command."""
-        process = self.start(*flags)
-        try:
-            out, err = process.communicate(timeout=PATIENCE_S)
-        finally:
-            process.kill()
-        return process.returncode, out, err
-
-    def round(self, name: str = "mini") -> dict[str, Any]:
-        path = self.folder / "runs" / name / "rounds" / "000" / "round.json"
-        return json.loads(path.read_text()) if path.exists() else {"stages": {}}
-
-    def answers(self, name: str = "mini") -> tuple[int, int]:
-        """How many tasks and answers the labeling project holds."""
-        counts = self.label_studio.count(self.label_studio.ensure_project(name, ""))
-        return counts.tasks, counts.answers
-
-    def ask_prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(
-            self.prefect + path,
-            None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def task_runs(self, run: str) -> dict[str, dict[str, Any]]:
-        body = {"flow_runs": {"id": {"any_": [run]}}}
-        return {task["name"]: task for task in self.ask_prefect("/task_runs/filter", body)}
-
-
-def run_id(document: dict[str, Any]) -> str:
-    return str(document["addresses"]["dashboard"]).rpartition("/")[2]
-
-
-def until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-    return found
-
-
-def stage_process(parent: subprocess.Popen[str], function: str) -> psutil.Process | None:
-    """The child that makes this stage, once its function has begun."""
-    for child in psutil.Process(parent.pid).children():
-        try:
-            if function in " ".join(child.cmdline()):
-                return child
-        except psutil.Error:
-            continue
-    return None
-
-
-@pytest.fixture(scope="module")
-def project(
-    tmp_path_factory: pytest.TempPathFactory, servers: Servers, label_studio: LabelStudio
-) -> Project:
-    folder = tmp_path_factory.mktemp("a project") / "with spaces"
-    folder.mkdir()
-    tiny.save(folder / "model")
-    draw = random.Random(0)
-    prompts = {" ".join(draw.choices(tiny.WORDS, k=4)) for _ in range(20)}
-    rows = [{"prompt": prompt} for prompt in sorted(prompts)]
-    assert len(rows) - round(0.4 * len(rows)) == TASKS
-    corpus = [
-        {
-            "prompt": " ".join(draw.choices(tiny.WORDS, k=4)),
-            "completion": " " + " ".join(draw.choices(tiny.WORDS, k=3)),
-        }
-        for _ in range(32)
-    ]
-    for name, lines in (("prompts", rows), ("sft", corpus)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    (folder / "config.yaml").write_text(CONFIG)
-    (folder / "rubric.py").write_text(RUBRIC)
-    environment = os.environ | {
-        "PREFECT_API_URL": servers.prefect.api_url,
-        "LABEL_STUDIO_URL": servers.label_studio.url,
-        "LABEL_STUDIO_API_KEY": servers.label_studio.token,
-        "OMP_NUM_THREADS": "1",
-    }
-    environment.pop("RANKLOOP_HOME", None)
-    return Project(folder, environment, label_studio, servers.prefect.api_url)
-
-
-@pytest.fixture(scope="module")
-def killed(project: Project) -> dict[str, Any]:
-    """round.json after a `kill -9` of the command while the reward model trains."""
-    process = project.start()
-    try:
-        child = until(lambda: stage_process(process, "reward.train"), process)
-    finally:
-        process.kill()
-        process.communicate()
-    psutil.wait_procs([child], timeout=PATIENCE_S)
-    assert not child.is_running()
-    (line,) = describe_rounds(project.folder / "runs")
-    assert line == "mini round 0: killed at 'reward'"
-    return project.round()
-
-
-@pytest.fixture(scope="module")
-def finished(project: Project, killed: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """round.json and the terminal's text of the run after the killed one, in which the reward
-    model's process alone is killed once."""
-    process = project.start()
-    try:
-        child = until(lambda: stage_process(process, "reward.train"), process)
-        child.kill()
-        out, err = process.communicate(timeout=PATIENCE_S)
-    finally:
-        process.kill()
-    assert process.returncode == 0, out + err
-    return project.round(), out
-
-
-def test_after_a_kill_round_json_tells_what_was_done(killed: dict[str, Any]) -> None:
-    assert killed["status"] == "running"
-    assert list(killed["stages"])[-1] == "pairs"
-    assert killed["labels"]["rankings"] == TASKS
-
-
-def test_the_run_after_a_kill_reuses_what_was_finished(
-    finished: tuple[dict[str, Any], str],
-) -> None:
-    stages = finished[0]["stages"]
-    reused = {name for name, stage in stages.items() if stage["reused"]}
-    assert reused == {"prompts", "sft", "completions", "freeze", "pairs"}
-    assert set(STAGES) <= set(stages)
-
-
-def test_labels_are_not_doubled_by_the_run_after_a_kill(
-    project: Project, finished: tuple[dict[str, Any], str]
-) -> None:
-    assert project.answers() == (TASKS, TASKS)
-    assert finished[0]["labels"]["rankings"] == TASKS
-
-
-def test_a_killed_stage_is_tried_again_on_its_own(
-    project: Project, finished: tuple[dict[str, Any], str]
-) -> None:
-    runs = project.task_runs(run_id(finished[0]))
-    assert runs["reward"]["run_count"] == 2
-    assert {task["state_type"] for task in runs.values()} == {"COMPLETED"}
+from tests.flows.miniature import PATIENCE_S, STAGES, TASKS, Project, run_id, until
 
 
 def test_round_json_holds_what_a_person_asks_for(
@@ -248,7 +42,7 @@ def test_round_json_holds_what_a_person_asks_for(
 def test_the_rounds_folder_leads_to_everything(
     project: Project, finished: tuple[dict[str, Any], str]
 ) -> None:
-    folder = project.folder / "runs" / "mini" / "rounds" / "000"
+    folder = project.round_folder()
     for name in ("policy", "initial_policy"):
         assert (folder / name / "model.safetensors").is_file()
     assert (folder / "reward_model").is_dir()
@@ -290,9 +84,7 @@ def test_the_dashboard_has_short_names_one_graph_and_artifacts(
     summary = artifacts["mini-summary"]["data"]
     assert "data:image/png;base64," in summary
     assert len(summary) < 200_000
-    states = {name: task["state_name"] for name, task in project.task_runs(run).items()}
-    assert Counter(states.values())["Reused"] == 5
-    assert states["prompts"] == "Reused"
+    assert {task["state_type"] for task in project.task_runs(run).values()} == {"COMPLETED"}
 
 
 def test_the_next_run_reuses_everything(
@@ -302,6 +94,9 @@ def test_the_next_run_reuses_everything(
     assert code == 0, out + err
     again, document = project.round(), finished[0]
     assert {name: again["stages"][name]["reused"] for name in STAGES} == dict.fromkeys(STAGES, True)
+    states = {n: t["state_name"] for n, t in project.task_runs(run_id(again)).items()}
+    assert Counter(states.values())["Reused"] == len(STAGES) + 1  # and the frozen labels
+    assert states["prompts"] == "Reused"
     for part in ("evaluation", "reward", "ppo", "labels"):
         assert again[part] == document[part]
     assert project.answers() == (TASKS, TASKS)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import httpx
@@ -124,6 +125,18 @@ def test_a_failed_request_neither_doubles_nor_loses_a_task(
     assert label_studio.publish(project, tasks) == PublishReport(25, 0)
     assert dict(label_studio.keys(project)) == {task.key: 1 for task in tasks}
     assert calls == (3 if committed else 4)
+
+
+def test_what_a_killed_run_sent_last_is_not_sent_again(label_studio: LabelStudio) -> None:
+    """Its request arrives when the next run has found nothing there yet."""
+    label_studio.ensure_project("arrives late", "Rank them.")
+    project = label_studio.ensure_project("arrives late", "Rank them.")
+    tasks = make_tasks("late", 5)
+    late = threading.Timer(0.5, label_studio._import, (project, tasks))
+    late.start()
+    assert label_studio.publish(project, tasks) == PublishReport(0, 5)
+    late.join()
+    assert dict(label_studio.keys(project)) == {task.key: 1 for task in tasks}
 
 
 def test_publishing_to_a_deleted_project_is_an_input_error(label_studio: LabelStudio) -> None:

@@ -1,0 +1,40 @@
+"""One round in miniature that nobody disturbs, for all tests that ask what a round leaves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.servers import Servers
+from labeling.label_studio import LabelStudio
+from tests.flows.miniature import Project, make_project
+
+
+@pytest.fixture(scope="session")
+def project(
+    tmp_path_factory: pytest.TempPathFactory, servers: Servers, label_studio: LabelStudio
+) -> Project:
+    folder = tmp_path_factory.mktemp("a project") / "with spaces"
+    return make_project(folder, servers, label_studio)
+
+
+@pytest.fixture(scope="session")
+def finished(project: Project) -> tuple[dict[str, Any], str]:
+    """round.json and the terminal's text of the first, undisturbed run."""
+    code, out, err = project.run()
+    assert code == 0, out + err
+    shutil.copytree(project.folder, _undisturbed(project), symlinks=True)
+    return project.round(), out
+
+
+@pytest.fixture(scope="session")
+def undisturbed(project: Project, finished: tuple[dict[str, Any], str]) -> Path:
+    """A copy of the project's folder as the first run left it."""
+    return _undisturbed(project)
+
+
+def _undisturbed(project: Project) -> Path:
+    return project.folder.with_name("undisturbed")
