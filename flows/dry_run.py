@@ -17,7 +17,8 @@ from rich.table import Table
 from flows import memory, servers
 from flows.config import RoundConfig
 from flows.lengths import Lengths, measure
-from flows.memory import GB, ModelShape, StageMemory, read_shape
+from flows.memory import GB, StageMemory
+from flows.model_shape import ModelShape, read_shape
 from flows.plan import Planned, look, not_used
 from flows.record import RoundRecord
 from flows.store import Store, kind_of_device

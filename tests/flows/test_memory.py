@@ -9,7 +9,8 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from flows import memory
-from flows.memory import StageMemory, read_shape
+from flows.memory import StageMemory
+from flows.model_shape import ModelShape, read_shape
 from labeling.errors import InputError
 from ppo.config import PPO, SFT, Evaluation, Sampling
 from reward.config import RewardTraining
@@ -23,7 +24,7 @@ LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-SHAPE = memory.ModelShape(10_000, 800, 3, 16, 4, 2, 4, 40, True, 50, 64)
+SHAPE = ModelShape(10_000, 800, 3, 16, 4, 2, 4, 40, True, 50, 64)
 
 
 def part(stage: StageMemory, name: str, phase: str = "training") -> int:
