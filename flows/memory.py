@@ -194,10 +194,11 @@ def _activations(
     shape: ModelShape, rows: int, tokens: int, precision: Precision, name: str = "activations"
 ) -> Part:
     each = activation_bytes(shape, precision)
+    layers = shape.layers + 1  # one more for the gradients of the layer that backward is at
     return Part(
         name,
-        rows * tokens * shape.layers * each,
-        f"{rows} sequences × {tokens} tokens × {shape.layers} layers × {each:,} bytes",
+        rows * tokens * layers * each,
+        f"{rows} sequences × {tokens} tokens × ({shape.layers} + 1) layers × {each:,} bytes",
         "training",
     )
 
