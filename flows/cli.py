@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from labeling.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from flows.config import RoundConfig
 
 RUN_HELP = """\
@@ -57,6 +59,8 @@ def _dispatch(given: Sequence[str]) -> None:
             return _print_fields()
         if options.config is None:
             run.error("give a CONFIG, e.g. examples/support/config.yaml")
+        if options.dry_run:
+            return _dry_run(options.config, flags)
         return _run(options.config, flags)
     if flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
@@ -85,9 +89,14 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         epilog=RUN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        usage="rankloop run CONFIG [--section.field VALUE …] [--seed N]",
+        usage="rankloop run CONFIG [--dry-run] [--section.field VALUE …] [--seed N]",
     )
     run.add_argument("config", type=Path, nargs="?", metavar="CONFIG")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be made, reused and needed; start and write nothing",
+    )
     run.add_argument("--fields", action="store_true", help="list every field, then stop")
     report = commands.add_parser("report", help="print the path of a run's newest report")
     report.add_argument("run", nargs="?", help="a config file or a run's name; default: the newest")
@@ -110,12 +119,23 @@ def _run(path: Path, flags: Sequence[str]) -> None:
 
 
 def _round(config: RoundConfig) -> None:
-    from rich.console import Console  # noqa: PLC0415
-
     from flows import launch  # noqa: PLC0415
 
+    launch.run_round(config, _console())
+
+
+def _dry_run(path: Path, flags: Sequence[str]) -> None:
+    from flows.dry_run import show  # noqa: PLC0415
+    from flows.load import load_config  # noqa: PLC0415
+
+    show(load_config(path, flags), _console())
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415
+
     # Without a terminal nobody said how wide a line may be.
-    launch.run_round(config, Console(width=None if sys.stdout.isatty() else 140))
+    return Console(width=None if sys.stdout.isatty() else 140)
 
 
 def _report(run: str | None) -> None:

@@ -1,9 +1,20 @@
-"""Which steps a config needs: a round starts and stops anywhere, and makes nothing that nobody
-asked for."""
+"""Which steps a config needs, and which of them are there already: a round starts and stops
+anywhere, and makes nothing that nobody asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
 from flows.config import RoundConfig
+from flows.inputs import resolve_inputs
+from flows.recipe import follow
+from flows.stages import Kind, Stage
+from flows.store import Entry, Store, make_key
 from labeling.errors import InputError
 
 # What `stop_after` names → the step that the round then ends with.
@@ -75,3 +86,77 @@ def not_used(config: RoundConfig) -> list[str]:
     if config.labeling.simulated and config.preferences:
         lines.append("labeling.simulated is not used: the pairs are given by preferences.data")
     return lines
+
+
+# --- what is there already ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step that a run would take. A stage has its `key`, unless that depends on what `after` will
+    make; `entry` is there when the stage would be reused, `output` when later steps can be told."""
+
+    step: str
+    is_stage: bool
+    key: str | None = None
+    after: str | None = None
+    entry: Entry | None = None
+    output: Path | None = None
+
+    def place(self, kind: Kind) -> Path | None:
+        return self.entry.path if kind == "entry" and self.entry else self.output
+
+
+def look(config: RoundConfig, store: Store, labels: Path) -> dict[str, Planned]:
+    """What a run of the config would do, by step, in order. Nothing is made or written.
+
+    Args:
+        labels: where the round's rankings are frozen.
+
+    Raises:
+        InputError: the config cannot be followed, or an input is missing.
+    """
+    looker = _Looker(frozenset(needed_steps(config)), store, labels)
+    follow(config, labels, looker)
+    return looker.found
+
+
+class _Looker:
+    """A Maker that only looks."""
+
+    def __init__(self, needed: Set[str], store: Store, labels: Path) -> None:
+        self.needed = needed
+        self.store = store
+        self.labels = labels
+        self.found: dict[str, Planned] = {}
+
+    def stage(self, stage: Stage, config: BaseModel | None, **inputs: Any) -> Planned | None:
+        if stage.name not in self.needed or config is None:
+            return None
+        planned = self._look(stage, config, inputs)
+        self.found[stage.name] = planned
+        return planned
+
+    def _look(self, stage: Stage, config: BaseModel, inputs: dict[str, Any]) -> Planned:
+        places: dict[str, Any] = {}
+        for name, value in inputs.items():
+            if isinstance(value, Planned):
+                place = value.place(stage.inputs[name])
+                if place is None:
+                    return Planned(stage.name, True, after=value.step)
+                places[name] = place
+            else:
+                places[name] = value
+        _, digests = resolve_inputs(stage, places, self.store)
+        key = make_key(stage.name, stage.version, config, digests)
+        entry = self.store.find(stage.name, key)
+        if not isinstance(entry, Entry):
+            return Planned(stage.name, True, key)
+        return Planned(stage.name, True, key, entry=entry, output=entry.path / stage.output)
+
+    def sync(self, name: str, *arguments: Any) -> Planned | None:
+        if name not in self.needed:
+            return None
+        there = self.labels if name == "freeze" and self.labels.exists() else None
+        self.found[name] = Planned(name, False, output=there)
+        return self.found[name]

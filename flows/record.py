@@ -44,7 +44,7 @@ class RoundRecord:
     """
 
     def __init__(self, runs: Path, config: RoundConfig, number: int = 0) -> None:
-        self.folder = runs.resolve() / config.name / "rounds" / f"{number:03d}"
+        self.folder = self.place(runs, config, number)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
         self.killed: str | None = None
@@ -66,6 +66,10 @@ class RoundRecord:
             "commit": None,
             "config": config.model_dump(mode="json"),
         }
+
+    @staticmethod
+    def place(runs: Path, config: RoundConfig, number: int = 0) -> Path:
+        return runs.resolve() / config.name / "rounds" / f"{number:03d}"
 
     @property
     def path(self) -> Path:

@@ -118,6 +118,16 @@ def connect(home: Path) -> Servers | None:
     return _servers(home)
 
 
+def find_label_studio(home: Path) -> LabelStudioServer | None:
+    """Label Studio if it is ready now, without starting it.
+
+    Raises InputError when it refuses our token.
+    """
+    home = home.resolve()
+    ready = any(server.ready for server in status(home) if server.name == "label_studio")
+    return _label_studio(home) if ready else None
+
+
 def status(home: Path) -> list[ServerStatus]:
     """How each server is now. Starts nothing; a server that does not answer is not ready."""
     home = home.resolve()

@@ -185,11 +185,11 @@ def make_key(stage: str, version: int, config: BaseModel, inputs: Mapping[str, A
     known: dict[str, Any] = {"stage": stage, "version": version, "config": keyed(config)}
     if getattr(config, "dtype", None) == "auto" and hasattr(config, "device"):
         # The device itself changes nothing that matters, but the precision that goes with it does.
-        known["dtype_of"] = _kind_of_device(config.device)
+        known["dtype_of"] = kind_of_device(config.device)
     return _sha256_of_json(known | {"inputs": inputs})[:24]
 
 
-def _kind_of_device(device: str) -> str:
+def kind_of_device(device: str) -> str:
     """`cpu` or `cuda`: for `auto` a guess at what torch would take, without the seconds that its
     import costs. A machine with a GPU but a torch without CUDA is told with `device: cpu`."""
     if device != "auto":

@@ -131,6 +131,12 @@ class LabelStudio:
                 self._ask(lambda: self._client.projects.update(ours.id, **changed))
         return Project(ours.id, title, self.page(ours.id), is_new)
 
+    def find_project(self, title: str) -> Project | None:
+        """The project with this title that is ours, if there is one."""
+        title = _fit_title(title)
+        ours = self._find(title)
+        return None if ours is None else Project(ours.id, title, self.page(ours.id))
+
     def page(self, project_id: int) -> str:
         """Where a browser finds the project: a restarted server may be at another address."""
         return f"{self.url}/projects/{project_id}"

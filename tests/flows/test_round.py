@@ -13,6 +13,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from flows.load import load_config
+from flows.plan import look
+from flows.store import Store
 from tests.flows.miniature import PATIENCE_S, STAGES, TASKS, Project, run_id, until
 
 
@@ -100,6 +103,23 @@ def test_the_next_run_reuses_everything(
     for part in ("evaluation", "reward", "ppo", "labels"):
         assert again[part] == document[part]
     assert project.answers() == (TASKS, TASKS)
+
+
+def test_a_dry_run_tells_the_keys_of_the_run_and_the_rankings_that_are_there(
+    project: Project, finished: tuple[dict[str, Any], str]
+) -> None:
+    config = load_config(project.folder / "config.yaml")
+    labels = project.folder / "runs" / "mini" / "rounds" / "000" / "labels.parquet"
+    plan = look(config, Store(project.folder / ".rankloop" / "store"), labels)
+    keys = {name: step.key for name, step in plan.items() if step.is_stage}
+    assert keys == {name: finished[0]["stages"][name]["key"] for name in STAGES}
+    assert all(plan[name].entry for name in STAGES)
+    code, out, err = project.run("--dry-run")
+    assert code == 0, out + err
+    assert f"labels: {TASKS} rankings of 1 labelers are frozen" in out
+    code, out, err = project.run("--dry-run", "--name", "unheard-of")
+    assert code == 0, out + err
+    assert f"one each wanted of {TASKS} tasks; nothing is published yet" in out
 
 
 def test_labels_of_other_completions_stop_the_round_before_anything_is_published(

@@ -1,0 +1,243 @@
+"""How much memory each stage takes, part by part, with the arithmetic written out: pure functions
+of the model's shape and the config, which follow what the stages' code holds at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from flows.model_shape import ModelShape
+from ppo.config import PPO, SFT, Evaluation, Sampling
+from reward.config import RewardTraining
+
+Precision = Literal["float32", "bfloat16"]
+Phase = Literal["always", "generating", "scoring", "training"]
+GB = 1e9
+SCORING_BATCH = 128  # texts that the reward model reads at once
+SFT_TILE = (4096, 8192)  # tokens × vocabulary that TRL's fused head holds at once
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some bytes, and how they come about. Parts of different phases are never there together."""
+
+    name: str
+    bytes: int
+    arithmetic: str
+    phase: Phase = "always"
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """A stage's parts. `bytes` is its peak: what is always there, and the largest phase."""
+
+    stage: str
+    parts: tuple[Part, ...]
+
+    @property
+    def peak_phase(self) -> str:
+        phases = {p.phase for p in self.parts if p.phase != "always"}
+        return max(sorted(phases), key=self._sum, default="always")
+
+    @property
+    def bytes(self) -> int:
+        phase = self.peak_phase
+        return self._sum("always") + (self._sum(phase) if phase != "always" else 0)
+
+    def _sum(self, phase: str) -> int:
+        return sum(part.bytes for part in self.parts if part.phase == phase)
+
+
+# --- the stages -----------------------------------------------------------------------------------
+
+
+def of_sft(shape: ModelShape, config: SFT, tokens: int, precision: Precision) -> StageMemory:
+    """`tokens`: of the longest example."""
+    rows = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    tile = min(rows * tokens, SFT_TILE[0]), min(shape.vocabulary, SFT_TILE[1])
+    return StageMemory(
+        "sft",
+        (
+            *_trained("policy", shape.parameters, precision),
+            _activations(shape, rows, tokens, precision),
+            Part(
+                "logits",
+                tile[0] * tile[1] * 4 * 3,
+                f"{tile[0]:,} tokens × {tile[1]:,} of the vocabulary × 4 bytes × 3 (a tile at a "
+                "time)",
+                "training",
+            ),
+        ),
+    )
+
+
+def of_sampling(
+    shape: ModelShape, config: Sampling, prompt_tokens: int, precision: Precision
+) -> StageMemory:
+    """`prompt_tokens`: of the longest prompt."""
+    return StageMemory(
+        "completions",
+        (
+            _weights("policy", shape.parameters),
+            *_generating(shape, config.batch_size, prompt_tokens, config.max_new_tokens, precision),
+        ),
+    )
+
+
+def of_reward(
+    shape: ModelShape, config: RewardTraining, tokens: int, precision: Precision
+) -> StageMemory:
+    """`tokens`: of the longest prompt with its completion."""
+    pairs = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    return StageMemory(
+        "reward",
+        (
+            *_trained("reward model", shape.trunk, precision),
+            _activations(shape, 2 * pairs, tokens, precision),
+            _forward(shape, SCORING_BATCH, tokens, precision, "scoring"),
+        ),
+    )
+
+
+def of_ppo(shape: ModelShape, config: PPO, prompt_tokens: int, precision: Precision) -> StageMemory:
+    """Policy and value are trained; reference and reward model only read."""
+    minibatch = -(-config.rollout_batch_size // config.minibatches)
+    rows, new = min(config.micro_batch_size or minibatch, minibatch), config.max_new_tokens
+    tokens = prompt_tokens + new
+    parts = [*_trained("policy", shape.parameters, precision)]
+    if config.critic == "separate":
+        parts += _trained("critic", shape.parameters, precision)
+    parts.append(_weights("reference", shape.parameters))
+    if config.reward_function is None:
+        parts.append(_weights("reward model", shape.trunk))
+        parts.append(_forward(shape, SCORING_BATCH, tokens, precision, "scoring"))
+    parts += _generating(shape, config.rollout_batch_size, prompt_tokens, new, precision)
+    parts.append(_activations(shape, rows, tokens, precision))
+    if config.critic == "separate":
+        parts.append(_activations(shape, rows, tokens, precision, "critic's activations"))
+    # Over the temperature, log-softmax, its exponential, their product, and as much of gradients.
+    parts.append(_logits(shape, rows, new, 6, "training"))
+    return StageMemory("ppo", tuple(parts))
+
+
+def of_evaluation(
+    shape: ModelShape,
+    config: Evaluation,
+    prompt_tokens: int,
+    precision: Precision,
+    has_reward_model: bool,
+) -> StageMemory:
+    """Both policies, drawn from in turn and then read side by side for the KL."""
+    size, new = config.batch_size, config.max_new_tokens
+    tokens = prompt_tokens + new
+    hidden = size * tokens * (shape.layers + 1) * shape.hidden * 4
+    parts = [
+        _weights("initial policy", shape.parameters),
+        _weights("candidate", shape.parameters),
+        *_generating(shape, size, prompt_tokens, new, precision),
+        _forward(shape, size, tokens, precision, "scoring"),
+        Part(
+            "hidden states",
+            hidden,
+            f"{size} sequences × {tokens} tokens × {shape.layers + 1} × {shape.hidden} × 4 bytes",
+            "scoring",
+        ),
+        # Of both policies, over the temperature, and one more while the log-sum is taken.
+        _logits(shape, size, new, 4, "scoring"),
+    ]
+    if has_reward_model:
+        parts.append(_weights("reward model", shape.trunk))
+    return StageMemory("evaluate", tuple(parts))
+
+
+# --- their parts ----------------------------------------------------------------------------------
+
+
+def _weights(name: str, parameters: int) -> Part:
+    return Part(f"{name}: parameters", 4 * parameters, f"{parameters:,} × 4 bytes (float32)")
+
+
+def _trained(name: str, parameters: int, precision: Precision) -> list[Part]:
+    parts = [
+        _weights(name, parameters),
+        Part(f"{name}: gradients", 4 * parameters, f"{parameters:,} × 4 bytes"),
+        Part(f"{name}: optimizer", 8 * parameters, f"{parameters:,} × 8 bytes (two moments)"),
+    ]
+    if precision == "bfloat16":
+        parts.append(
+            Part(
+                f"{name}: bfloat16 copy",
+                2 * parameters,
+                f"{parameters:,} × 2 bytes (autocast)",
+                "training",
+            )
+        )
+    return parts
+
+
+def activation_bytes(shape: ModelShape, precision: Precision) -> int:
+    """What one layer keeps of one token for the backward pass, in bytes.
+
+    Both norms keep their input, the normalised input and their output (6 · hidden); attention its
+    queries, keys, values and output, twice (3 · heads and 2 · kv_heads, × head_dim; SDPA keeps no
+    scores); the MLP 4 values a unit where it is gated (gate, its activation, up, their product),
+    else 2. Under autocast the residual stream and the norms stay in float32.
+    """
+    attention = 3 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
+    mlp = (4 if shape.gated else 2) * shape.mlp
+    if precision == "float32":
+        return 4 * (6 * shape.hidden + attention + mlp)
+    return 4 * 4 * shape.hidden + 2 * (2 * shape.hidden + attention + mlp)
+
+
+def _activations(
+    shape: ModelShape, rows: int, tokens: int, precision: Precision, name: str = "activations"
+) -> Part:
+    each = activation_bytes(shape, precision)
+    layers = shape.layers + 1  # one more for the gradients of the layer that backward is at
+    return Part(
+        name,
+        rows * tokens * layers * each,
+        f"{rows} sequences × {tokens} tokens × ({shape.layers} + 1) layers × {each:,} bytes",
+        "training",
+    )
+
+
+def _forward(shape: ModelShape, rows: int, tokens: int, precision: Precision, phase: Phase) -> Part:
+    """A pass without gradients holds one layer at a time: its stream and its MLP."""
+    size = 4 if precision == "float32" else 2
+    each = 4 * 2 * shape.hidden + size * (3 if shape.gated else 2) * shape.mlp
+    return Part(
+        "one layer's pass",
+        rows * tokens * each,
+        f"{rows} sequences × {tokens} tokens × {each:,} bytes",
+        phase,
+    )
+
+
+def _generating(
+    shape: ModelShape, rows: int, prompt: int, new: int, precision: Precision
+) -> list[Part]:
+    size = 4 if precision == "float32" else 2
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * size
+    return [
+        Part(
+            "KV cache",
+            rows * (prompt + new) * cache,
+            f"{rows} sequences × {prompt + new} tokens × {cache:,} bytes "
+            f"(2 × {shape.layers} layers × {shape.kv_heads} heads × {shape.head_dim} × {size})",
+            "generating",
+        ),
+        _forward(shape, rows, prompt, precision, "generating"),
+        _logits(shape, rows, 1, 3, "generating"),
+    ]
+
+
+def _logits(shape: ModelShape, rows: int, tokens: int, copies: int, phase: Phase) -> Part:
+    return Part(
+        "logits",
+        rows * tokens * shape.vocabulary * 4 * copies,
+        f"{rows} sequences × {tokens} tokens × {shape.vocabulary:,} of the vocabulary × 4 bytes × "
+        f"{copies} copies",
+        phase,
+    )
