@@ -6,13 +6,14 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labeling.errors import InputError
+from labeling.errors import InputError, disk_refusal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _dispatch(given)
     except InputError as error:
-        sys.exit(_complain(str(error), 2))
+        where = f" (traceback in {_keep_traceback(error)})" if error.__cause__ else ""
+        sys.exit(_complain(f"{error}{where}", 2))
     except KeyboardInterrupt as stop:
         again = " ".join(["rankloop", *given])
         message = f"stopped; what is finished is kept, `{again}` goes on from there"
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
-        sys.exit(_complain(_report_bug(error), 1))
+        sys.exit(_complain(*_tell(error)))
 
 
 class Terminated(KeyboardInterrupt):
@@ -197,16 +199,31 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
-def _report_bug(error: Exception) -> str:
-    """One line for the terminal; the traceback goes to a log that the line names."""
-    reason = (str(error).splitlines() or [""])[0]
+def _tell(error: Exception) -> tuple[str, int]:
+    """One line for the terminal and the exit code: 2 when the disk, a server or the machine is to
+    blame, 1 for our own bug. The traceback goes to a log that the line names."""
+    reason = (str(error).splitlines() or [""])[0][:300]
     if hasattr(error, "log"):  # a stage that failed has named its own
-        return reason
+        return reason, 2 if getattr(error, "retriable", False) else 1
+    log = _keep_traceback(error)
+    if refusal := disk_refusal(error):
+        return f"{refusal} (traceback in {log})", 2
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return f"{reason or type(error).__name__} (traceback in {log})", 2
+    return f"{type(error).__name__}: {reason} (traceback in {log})", 1
+
+
+def _keep_traceback(error: Exception) -> Path:
     home = Path(os.environ.get("RANKLOOP_HOME") or ".rankloop")
-    log = home / "logs" / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {reason} (traceback in {log})"
+    name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    for folder in (home / "logs", Path(tempfile.gettempdir())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("".join(traceback.format_exception(error)))
+        except OSError:
+            continue
+        return folder / name
+    return Path(os.devnull)
 
 
 if __name__ == "__main__":

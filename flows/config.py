@@ -33,7 +33,9 @@ class RoundConfig(BaseModel, frozen=True, extra="forbid"):
         pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
         description="Name of the run: its folder under runs/ and its Label Studio project.",
     )
-    seed: int = Field(0, description="Seed of every step that does not set its own.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seed of every step that does not set its own."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="Device of every step; `auto` takes CUDA where it is there.",

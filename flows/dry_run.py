@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows import memory, servers
+from flows.check import check_inputs
 from flows.config import RoundConfig
 from flows.lengths import Lengths, measure
 from flows.memory import GB, StageMemory
@@ -34,6 +35,7 @@ def show(config: RoundConfig, console: Console) -> None:
     Raises:
         InputError: the config cannot be followed, or an input is missing.
     """
+    check_inputs(config)
     home = servers.default_home()
     frozen = RoundRecord.place(Path.cwd() / "runs", config) / "labels.parquet"
     try:

@@ -10,14 +10,16 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from flows import servers
+from flows.check import check_inputs
 from flows.plan import needed_steps
 from flows.progress import LOGGERS, Step, Terminal
-from flows.server_home import NAMES, Name
+from flows.server_home import HINT, NAMES, Name, check_writable
 from flows.servers import Servers
 from flows.summary import step_rows
 
@@ -51,12 +53,22 @@ def bring_up(console: Console, wanted: Collection[Name] = NAMES) -> Servers:
 def run_round(config: RoundConfig, console: Console) -> None:
     """Run one round and end with a table and its addresses. Label Studio is started only for a
     round in which somebody ranks."""
+    home = servers.default_home()
+    for folder, hint in ((Path.cwd() / "runs", "run from another folder"), (home, HINT)):
+        check_writable(folder, hint)
+    check_inputs(config)
     up = bring_up(console, NAMES if "publish" in needed_steps(config) else ("prefect",))
     set_prefect_environment(up)
     from flows.round import rankloop_round  # noqa: PLC0415 - imports Prefect
 
-    with Terminal(console):
-        document = rankloop_round(config)
+    try:
+        with Terminal(console):
+            document = rankloop_round(config)
+    except httpx.TransportError as error:  # Label Studio's are told apart where they arise
+        raise ConnectionError(
+            f"Prefect at {up.prefect.ui_url} went away ({type(error).__name__}): start it "
+            "(`rankloop up`) and run the same command again; what is finished is kept"
+        ) from error
     _print_closing(document, console)
 
 
@@ -73,8 +85,12 @@ def set_prefect_environment(up: Servers) -> None:
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
             "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS),
             "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+            # A server that goes away is told once and by us, not by each of Prefect's workers.
+            "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+            "PREFECT_CLIENT_MAX_RETRIES": "3",
         }
     )
+    logging.raiseExceptions = False  # its log worker writes to stderr what it cannot send
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
 

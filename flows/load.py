@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,6 +25,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError
 
 from flows.config import RoundConfig
+from flows.config_file import read_yaml
 from flows.plan import needed_steps
 from labeling.errors import InputError
 from labeling.scoring import split_reference
@@ -42,7 +43,7 @@ def load_config(path: Path, flags: Sequence[str] = ()) -> RoundConfig:
     Raises:
         InputError: the file or a flag is wrong; says which, and what is allowed.
     """
-    given = _read_yaml(path)
+    given = read_yaml(path)
     origin = _Origin(path, _named_flags(flags))
     config = _settings(path, flags, origin)
     if "name" not in origin.flags and config.seed != given.get("seed", 0):
@@ -74,24 +75,6 @@ class _Origin:
 
     def folder(self, field: str) -> Path:
         return Path.cwd() if self.flagged(field) else self.path.resolve().parent
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the path of a config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})"
-        ) from None
-    if not isinstance(given, dict):
-        raise InputError(f"{path} must hold fields such as `name: …` and `model: …`")
-    return given
 
 
 def _named_flags(flags: Sequence[str]) -> frozenset[str]:
@@ -142,10 +125,26 @@ def _settings(path: Path, flags: Sequence[str], origin: _Origin) -> RoundConfig:
     try:
         settings = Settings(_cli_parse_args=list(flags))
     except SettingsError as error:
-        raise InputError(str(error).removeprefix("error parsing CLI: ")) from None
+        raise InputError(_flag_complaint(str(error))) from None
     except ValidationError as error:
         raise InputError(_first_complaint(error, origin)) from None
     return RoundConfig.model_validate(settings.model_dump())
+
+
+def _flag_complaint(message: str) -> str:
+    """argparse's and pydantic's words for a flag that cannot be taken apart, in ours."""
+    message = message.removeprefix("error parsing CLI: ").removeprefix("argument ")
+    if found := re.fullmatch(r"(--[\w.]+): expected one argument", message):
+        flag = found[1]
+        return f"{flag} has no value; write `{flag} VALUE`"
+    if found := re.match(r'error parsing value for field "(\w+)"', message):
+        return f"--{found[1]}: not JSON; set its fields one by one, as --{found[1]}.field VALUE"
+    if found := re.fullmatch(r"unrecognized arguments: (.+)", message):
+        return (
+            f"unrecognized arguments: {found[1]}; fields are set as --field VALUE or "
+            "--section.field VALUE"
+        )
+    return message
 
 
 def _first_complaint(error: ValidationError, origin: _Origin) -> str:
@@ -158,23 +157,46 @@ def _first_complaint(error: ValidationError, origin: _Origin) -> str:
         parent = ".".join(part for part in place[:-1] if not part.isdigit())
         siblings = [n for n, _ in fields(items=True) if n.rpartition(".")[0] == parent]
         names = [n.rpartition(".")[2] for n in siblings]
+        elsewhere = [n for n, _ in fields(items=True) if n.endswith(f".{place[-1]}")]
+        if elsewhere and not difflib.get_close_matches(place[-1], names, n=1, cutoff=0.5):
+            names = elsewhere[:1]  # its name is right, its section is wrong or missing
         section = f" in '{'.'.join(place[:-1])}'" if place[:-1] else ""
         return (
             f"{origin.path}: there is no field '{place[-1]}'{section}{_closest(place[-1], names)}"
         )
+    info = dict(fields(items=True)).get(re.sub(r"\.\d+", "", field))
     if worst["type"] == "missing":
-        return f"{origin.path}: '{field}' is missing"
-    message = worst["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    value = repr(worst["input"])
-    return f"{origin.name(field)}: {message}, not {value if len(value) < 80 else value[:77] + '…'}"
+        meaning = ((info and info.description) or "").split(". ")[0].rstrip(".")
+        return f"{origin.path}: '{field}' is missing; add it ({meaning})"
+    value = "nothing" if worst["input"] is None else repr(worst["input"])
+    value = value if len(value) < 80 else value[:77] + "…"
+    return f"{origin.name(field)}: {_allowed(worst, field)}, not {value}"
+
+
+def _allowed(error: ErrorDetails, field: str) -> str:
+    """What the field takes, in words of people who know YAML and no Python."""
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"must be a section with fields of its own, as in `{field}: {{field: value}}`"
+    if error["type"] == "tuple_type":
+        return f"must be a list, as in `{field}: [{{field: value}}]`"
+    if error["type"] == "string_pattern_mismatch":
+        return (
+            "must be at most 64 lower-case letters, digits, '.', '_' and '-', the first of them a "
+            "letter or a digit"
+        )
+    message = error["msg"].removeprefix("Value error, ").split(", unable to parse")[0]
+    return message[:1].lower() + message[1:]
 
 
 def _closest(name: str, allowed: Sequence[str], prefix: str = "") -> str:
     found = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     if not found:  # the field's name may be right and only its section wrong or missing
         found = [a for a in allowed if a.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    return f"; did you mean {prefix}{found[0]}?" if found else f"; there are {', '.join(allowed)}"
+    if found:
+        return f"; did you mean {prefix}{found[0]}?"
+    if len(allowed) > 30:
+        return "; `rankloop run --fields` lists all that there are"
+    return f"; there are {', '.join(allowed)}"
 
 
 # --- paths ---------------------------------------------------------------------------------------
@@ -214,12 +236,14 @@ def _with_absolute_paths(config: RoundConfig, origin: _Origin) -> RoundConfig:
 
 def _source(value: str, field: str, origin: _Origin) -> str:
     """A path that exists, made absolute, or what looks like a name on the hub, as it is."""
+    if not value.strip():
+        raise InputError(f"{origin.name(field)}: is empty; give a path, or a name on the hub")
     path = origin.folder(field) / Path(value).expanduser()
     if path.exists():
         return str(path.absolute())  # not resolved: a link's target may have lost the ending
     if _HUB_NAME.fullmatch(value) and not value.endswith(_FILE_ENDINGS):
         return value
-    raise InputError(f"{origin.name(field)}: {path} does not exist")
+    raise InputError(f"{origin.name(field)}: {path} does not exist; correct the path")
 
 
 def _function(reference: str, field: str, origin: _Origin) -> str:
@@ -238,7 +262,7 @@ def _function(reference: str, field: str, origin: _Origin) -> str:
         return reference
     path = (folder / Path(place).expanduser()).absolute()
     if not path.is_file():
-        raise InputError(f"{origin.name(field)}: {path} does not exist")
+        raise InputError(f"{origin.name(field)}: {path} does not exist; correct the path")
     project = (origin.path.resolve().parent, Path.cwd().resolve())
     if not any(path.resolve().is_relative_to(root) for root in project):
         raise InputError(

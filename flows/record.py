@@ -4,6 +4,7 @@ store."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from flows.runner import StageResult
 from flows.store import MANIFEST, finite, write_json
 from labeling.errors import InputError
 from labeling.wording import counted
+
+logger = logging.getLogger(__name__)
 
 # The folder's name for each stage's output; `evaluate`'s is its whole entry.
 LINKS = {
@@ -128,8 +131,14 @@ class RoundRecord:
         self.document |= {"status": status, "error": message, "finished": _now()}
         if status == "complete":
             self.document["stopped_after"] = self.document["config"]["stop_after"]
-        self.save()
-        self._lock.release()
+        try:
+            self.save()
+        except OSError as trouble:  # a full disk: what came before is the cause to tell
+            if error is None:
+                raise
+            logger.warning("%s is not up to date (%s)", self.path, trouble.strerror)
+        finally:
+            self._lock.release()
 
     def save(self) -> None:
         write_json(self.path, self.document)

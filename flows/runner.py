@@ -126,13 +126,18 @@ def run_stage(
     )
 
 
+def stage_environment() -> dict[str, str]:
+    """Our environment without the servers' secrets."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(_HIDDEN)}
+
+
 def _run_child(
     stage: Stage, job: dict[str, Any], home: Path, on_line: Callable[[Line], None]
 ) -> bool:
     """Whether another run had made the entry meanwhile."""
     log_path = home / "logs" / "stages" / f"{stage.name}-{job['key']}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_HIDDEN)}
+    environment = stage_environment()
     environment |= {PARENT: str(os.getpid()), "TOKENIZERS_PARALLELISM": "false"}
     last: dict[str, Any] = {}
     with log_path.open("a") as log:
@@ -160,7 +165,8 @@ def _run_child(
     if code == 0 and "result" in last:
         return bool(last["result"]["reused"])
     if code == 2 and "error" in last:
-        raise InputError(last["error"])
+        where = f" (traceback in {log_path})" if last.get("traceback") else ""
+        raise InputError(f"{last['error']}{where}")
     raise _failure(stage, code, last, log_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +20,25 @@ from labeling.errors import InputError
 logger = logging.getLogger(__name__)
 
 Name = Literal["prefect", "label_studio"]
+HINT = "set RANKLOOP_HOME to a folder that can be written"
 NAMES: tuple[Name, ...] = ("prefect", "label_studio")
+
+
+def check_writable(folder: Path, hint: str) -> None:
+    """Raises InputError when the folder, or the one that it is to be made in, cannot be written;
+    `hint` says what to do."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"{there} is a file, and {folder} is to be a folder: {hint}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there} cannot be written, and {folder} is to be there: {hint}")
 
 
 def lock(home: Path) -> FileLock:
     """One `up` or `down` at a time; a second one waits."""
+    check_writable(home, HINT)
     home.mkdir(parents=True, exist_ok=True)
     home.chmod(0o700)
     lock = FileLock(home / "servers.lock")

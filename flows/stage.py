@@ -5,7 +5,7 @@ entry's lock, calls the function, writes the manifest and renames the folder int
 speaks to its parent in JSON lines on stdout, all marked with MARK: log records with `level`,
 `logger`, `message`, `progress`, `metrics`; at the end one line with `result` or `error`. Lines
 without the mark are somebody's print.
-Exit codes: 0 done, 1 a failure (its traceback is in the log), 2 an InputError.
+Exit codes: 0 done, 1 a failure (its traceback is in the log), 2 what a person can mend.
 `run_stage` in flows/runner.py is the parent.
 """
 
@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from flows.store import Entry, Store, finite
-from labeling.errors import InputError
+from labeling.errors import InputError, disk_refusal
 
 logger = logging.getLogger("flows.stage")  # also when it runs as __main__
 
@@ -50,10 +51,15 @@ def main(function: str, job: dict[str, Any]) -> int:
     try:
         _say({"result": {"reused": _make(function, job)}})
     except InputError as error:
-        _say({"error": str(error), "retriable": False})
+        if error.__cause__ is not None:
+            traceback.print_exc()
+        _say({"error": str(error), "traceback": error.__cause__ is not None})
         return 2
     except Exception as error:
         traceback.print_exc()
+        if refusal := disk_refusal(error):
+            _say({"error": f"{job['stage']}: {refusal}", "traceback": True})
+            return 2
         message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         _say({"error": message, "retriable": _may_pass(error)})
         return 1
@@ -71,7 +77,12 @@ def _make(reference: str, job: dict[str, Any]) -> bool:
         out = store.begin(stage, key, resumable=job["resumable"])
         started, clock = datetime.now(UTC), time.monotonic()
         function, config, inputs = _load(reference, job)
-        metrics = function(config, **inputs, out=out)
+        try:
+            metrics = function(config, **inputs, out=out)
+        except Exception:
+            if not job["resumable"]:
+                shutil.rmtree(out, ignore_errors=True)
+            raise
         seconds = time.monotonic() - clock
         manifest = {
             "version": job["version"],

@@ -278,8 +278,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that `path` is either the whole new file or what it was before. For one writer
     at a time: the partial file's name is stable, so that a kill leaves nothing for ever."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, JsonValue
 UNKEYED: dict[str, JsonValue] = {"keyed": False}
 
 
-class Prompts(BaseModel, frozen=True, extra="forbid"):
+class Prompts(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Where prompts come from, and which of them are kept apart for evaluation."""
 
     path: str = Field(
@@ -38,10 +38,10 @@ class Prompts(BaseModel, frozen=True, extra="forbid"):
         ge=2,
         description="Use at most so many prompts of `path`, chosen by the seed, before the split.",
     )
-    seed: int = Field(0, description="Seed of the choice and of the split.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the choice and of the split.")
 
 
-class SimulatedLabeler(BaseModel, frozen=True, extra="forbid"):
+class SimulatedLabeler(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A labeler that is a function: it answers through Label Studio's own API, as a person would
     through the page. For demonstrations and tests; a real round has none."""
 
@@ -58,10 +58,10 @@ class SimulatedLabeler(BaseModel, frozen=True, extra="forbid"):
     tie_within: float = Field(
         0.0, ge=0, description="Neighbours whose scores differ by at most this share a tier."
     )
-    seed: int = Field(0, description="Seed of the noise.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the noise.")
 
 
-class Labeling(BaseModel, frozen=True, extra="forbid"):
+class Labeling(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How completions are put before people."""
 
     instructions: str = Field(
@@ -97,7 +97,7 @@ class Preferences(BaseModel, frozen=True, extra="forbid"):
     )
 
 
-class Pairs(BaseModel, frozen=True, extra="forbid"):
+class Pairs(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How a ranking becomes preference pairs."""
 
     strategy: Literal["all", "adjacent", "best_vs_rest"] = Field(

@@ -352,13 +352,13 @@ class LabelStudio:
                 status, trouble = error.status_code or 0, _first_line(error.body)
                 if status in (401, 403):
                     raise InputError(
-                        f"Label Studio at {self.url} refuses the token (HTTP {status}): give one "
-                        "from its Account & Settings page"
+                        f"Label Studio at {self.url} refuses the token (HTTP {status}): set "
+                        "LABEL_STUDIO_API_KEY to one from its Account & Settings page"
                     ) from None
                 if status == 404:
                     raise InputError(
                         f"Label Studio at {self.url} does not know what was asked for (HTTP 404): "
-                        "was the project or the task deleted?"
+                        "was the project or the task deleted, or is that no Label Studio?"
                     ) from None
                 if status not in (408, 429) and status < 500:
                     raise InputError(

@@ -20,6 +20,8 @@ from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
 
+_EXAMPLE = '{"prompt": "…"}'
+
 
 @dataclass(frozen=True)
 class PromptMetrics:
@@ -45,6 +47,21 @@ def prepare_prompts(
         InputError: a file is missing, empty or malformed (naming the line), or holds too few
             prompts to split.
     """
+    prompts, metrics = split_prompts(config, source, evaluation)
+    write_prompts(prompts, out / "prompts.parquet")
+    if metrics.duplicates:
+        logger.warning("%d prompts are there more than once: each is used once", metrics.duplicates)
+    logger.info(
+        "%s to train on, %d to evaluate", counted(metrics.train, "prompt"), metrics.evaluation
+    )
+    return metrics
+
+
+def split_prompts(
+    config: Prompts, source: str, evaluation: str | None = None
+) -> tuple[list[Prompt], PromptMetrics]:
+    """Every distinct prompt once, marked train or evaluation; as `prepare_prompts`, and it raises
+    the same."""
     prompts, duplicates = _distinct(load_prompts(source, config.column))
     rng = random.Random(f"prompts-{config.seed}")
     rng.shuffle(prompts)
@@ -54,7 +71,7 @@ def prepare_prompts(
         if len(prompts) < 2:
             raise InputError(
                 f"{source} holds {len(prompts)} distinct prompt; at least 2 are needed, one to "
-                "train on and one to evaluate"
+                "train on and one to evaluate: add prompts"
             )
         count = min(max(1, round(len(prompts) * config.evaluation_fraction)), len(prompts) - 1)
         held_out, train = prompts[:count], prompts[count:]
@@ -64,20 +81,18 @@ def prepare_prompts(
         train = [p for p in prompts if p.key not in held_out_keys]
         duplicates += more + len(prompts) - len(train)
         if not train:
-            raise InputError(f"every prompt of {source} is in {evaluation} too: none left to train")
+            raise InputError(
+                f"every prompt of {source} is in {evaluation} too, and what evaluates is not "
+                "trained on: give prompts.evaluation_path other prompts, or leave it out"
+            )
     _refuse_mixed_forms(train + held_out)
     marked = train + [replace(p, split="evaluation") for p in held_out]
-    write_prompts(marked, out / "prompts.parquet")
-    metrics = PromptMetrics(
+    return marked, PromptMetrics(
         train=len(train),
         evaluation=len(held_out),
         duplicates=duplicates,
         left_out_by_limit=left_out,
     )
-    logger.info(
-        "%s to train on, %d to evaluate", counted(metrics.train, "prompt"), metrics.evaluation
-    )
-    return metrics
 
 
 def _refuse_mixed_forms(prompts: list[Prompt]) -> None:
@@ -101,9 +116,17 @@ def load_prompts(source: str, column: str = "prompt") -> list[Prompt]:
     Raises:
         InputError: naming the file and the line or row that is wrong.
     """
-    prompts = [parse_prompt(row.get(column), where, column) for where, row in read_rows(source)]
+    prompts = []
+    for where, row in read_rows(source):
+        if column not in row:
+            found = ", ".join(map(repr, row)) or "none"
+            raise InputError(
+                f"{where}: '{column}' is missing; the columns are {_cut(found)} (prompts.column "
+                "names the one to read)"
+            )
+        prompts.append(parse_prompt(row[column], where, column))
     if not prompts:
-        raise InputError(f"{source} holds no prompts")
+        raise InputError(f"{source} holds no prompts: write one on each line, as {_EXAMPLE}")
     return prompts
 
 
@@ -111,7 +134,8 @@ def parse_prompt(value: Any, where: str, column: str) -> Prompt:
     """A row's value → Prompt; a text, or a list of messages with `role` and `content`."""
     if isinstance(value, str):
         if not value.strip():
-            raise InputError(f"{where}: '{column}' is empty")
+            raise InputError(f"{where}: '{column}' is empty; write a prompt, or remove the row")
+        _refuse_half_characters(value, where, column)
         return Prompt(text=value)
     if isinstance(value, list) and value:
         messages = []
@@ -122,6 +146,7 @@ def parse_prompt(value: Any, where: str, column: str) -> Prompt:
                 raise InputError(
                     f"{where}: a message in '{column}' needs 'role' and 'content', both text"
                 )
+            _refuse_half_characters(message["content"], where, column)
             messages.append(Message(message["role"], message["content"]))
         if messages[-1].role == "assistant":
             raise InputError(
@@ -129,8 +154,27 @@ def parse_prompt(value: Any, where: str, column: str) -> Prompt:
                 "the assistant is to answer"
             )
         return Prompt(messages=tuple(messages))
-    found = "is missing" if value is None else f"is {type(value).__name__}"
-    raise InputError(f"{where}: '{column}' {found}; it must be a text or a list of messages")
+    found = (
+        "null"
+        if value is None
+        else f"{type(value).__name__} {_cut(json.dumps(value, default=str))}"
+    )
+    raise InputError(f"{where}: '{column}' is {found}; it must be a text or a list of messages")
+
+
+def _refuse_half_characters(text: str, where: str, column: str) -> None:
+    """JSON can write half of a surrogate pair, which no encoding of Unicode can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise InputError(
+            f"{where}: '{column}' holds {half}, half a character; write the whole one"
+        ) from None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -148,7 +192,10 @@ def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             table = pq.read_table(path)
         except Exception as error:  # pyarrow's errors are many and unrelated
-            raise InputError(f"{path} is not a Parquet file: {error}") from error
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"{path} cannot be read as Parquet, which its name says it is ({reason})"
+            ) from None
         for number, row in enumerate(table.to_pylist(), start=1):
             yield f"{path}, row {number}", row
     else:
@@ -160,11 +207,17 @@ def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 try:
                     row = json.loads(line)
                 except UnicodeDecodeError as error:
-                    raise InputError(f"{where}: not UTF-8 ({error.reason})") from error
+                    raise InputError(
+                        f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8"
+                    ) from None
                 except json.JSONDecodeError as error:
-                    raise InputError(f"{where}: not JSON ({error.msg})") from error
+                    raise InputError(
+                        f"{where}: not JSON ({error.msg}); each line is an object, as {_EXAMPLE}"
+                    ) from None
+                except (ValueError, RecursionError) as error:  # numbers or depth beyond all use
+                    raise InputError(f"{where}: cannot be read ({_cut(str(error))})") from None
                 if not isinstance(row, dict):
-                    raise InputError(f"{where}: a row must be an object {{…}}")
+                    raise InputError(f"{where}: a row must be an object, as {_EXAMPLE}")
                 yield where, row
 
 
@@ -180,10 +233,14 @@ def source_kind(source: str) -> Literal["jsonl", "parquet", "hub"]:
             return "jsonl"
         if path.suffix == ".parquet":
             return "parquet"
-        raise InputError(f"{path}: only .jsonl and .parquet files are read")
+        raise InputError(
+            f"{path}: only .jsonl and .parquet files are read; convert it, or correct its ending"
+        )
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a .jsonl or .parquet file in it")
     name, _ = name_and_revision(source)
-    if path.suffix or path.is_absolute() or name.count("/") > 1 or path.is_dir():
-        raise InputError(f"{source} does not exist (or is not a file)")
+    if path.suffix or path.is_absolute() or name.count("/") > 1:
+        raise InputError(f"{source} does not exist; correct the path")
     return "hub"
 
 

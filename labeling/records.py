@@ -142,8 +142,12 @@ _RANKINGS = pa.schema(
 def write_table(table: pa.Table, path: Path) -> None:
     """Write Parquet so that `path` is either the whole new file or what it was before."""
     partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial)
-    os.replace(partial, path)
+    try:
+        pq.write_table(table, partial)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _prompt_row(prompt: Prompt) -> dict:

@@ -34,7 +34,7 @@ class SFT(Compute, frozen=True, extra="forbid"):
     )
 
 
-class Generation(BaseModel, frozen=True, extra="forbid"):
+class Generation(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How a completion is drawn."""
 
     max_new_tokens: int = Field(128, ge=1, description="Tokens after which a completion is cut.")

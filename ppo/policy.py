@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from labeling.errors import InputError
-from labeling.hub import name_and_revision
 from reward.encoding import end_of_turn
+from reward.loading import load_model
 
 
 def load_policy(model: str) -> PreTrainedModel:
@@ -29,12 +28,7 @@ def load_policy(model: str) -> PreTrainedModel:
     Raises:
         InputError: it cannot be loaded.
     """
-    name, revision = name_and_revision(model)
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=torch.float32)
-    except Exception as error:  # transformers raises many kinds
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise InputError(f"cannot load a causal language model from {model}: {reason}") from error
+    loaded = load_model(AutoModelForCausalLM, model, "a causal language model")
     return loaded.eval()
 
 

@@ -9,10 +9,10 @@ from pydantic import BaseModel, Field
 from labeling.config import UNKEYED
 
 
-class Compute(BaseModel, frozen=True, extra="forbid"):
+class Compute(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Seed and place of a computation."""
 
-    seed: int = Field(0, description="Seed of everything random in this step.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random in this step.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="`auto` takes CUDA where it is there, else the CPU.",

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from labeling.errors import InputError
 from labeling.hub import name_and_revision
 from labeling.records import Completion, Message, Prompt
+from reward.loading import or_complain
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +45,17 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         InputError: there is none, or it has no end-of-sequence token.
     """
     name, revision = name_and_revision(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except Exception as error:  # transformers raises many kinds
-        reason = str(error).strip().splitlines()
-        raise InputError(
-            f"cannot load the tokenizer of {model}: {reason[0] if reason else error!r}"
-        ) from error
+    tokenizer = or_complain(
+        lambda: AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False),
+        f"cannot load the tokenizer of {model}",
+    )
     if tokenizer.eos_token_id is None:
-        raise InputError(f"the tokenizer of {model} has no end-of-sequence token; give it one")
-    return tokenizer
+        raise InputError(
+            f"the tokenizer of {model} has no end-of-sequence token: give it one, e.g. "
+            '"eos_token" in its tokenizer_config.json'
+        )
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

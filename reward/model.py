@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from labeling.errors import InputError
-from labeling.hub import name_and_revision
 from labeling.records import Completion, Prompt
 from reward.compute import autocast
 from reward.encoding import completion_ids, give_pad_token, load_tokenizer, prompt_ids
+from reward.loading import load_model
 
 NORMALIZATION = "normalization.json"
 
@@ -59,11 +59,7 @@ class RewardModel:
         Raises:
             InputError: the folder holds no such model.
         """
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-        except Exception as error:  # transformers raises many kinds
-            reason = (str(error).strip().splitlines() or [repr(error)])[0]
-            raise InputError(f"cannot load a reward model from {folder}: {reason}") from error
+        model = load_model(AutoModelForSequenceClassification, str(folder), "a reward model")
         if model.config.num_labels != 1:
             raise InputError(
                 f"{folder} gives {model.config.num_labels} outputs; a reward model has one"
@@ -122,15 +118,14 @@ def from_policy(policy: str, seed: int) -> tuple[PreTrainedModel, PreTrainedToke
         InputError: the policy cannot be loaded as a sequence classifier.
     """
     tokenizer = load_tokenizer(policy)
-    name, revision = name_and_revision(policy)
     torch.manual_seed(seed)
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name, revision=revision, num_labels=1, dtype=torch.float32
-        )
-    except Exception as error:  # transformers raises many kinds
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise InputError(f"cannot make a reward model of {policy}: {reason}") from error
+    model = load_model(
+        AutoModelForSequenceClassification,
+        policy,
+        "the trunk of a reward model",
+        new=("score", "classifier"),
+        num_labels=1,
+    )
     give_pad_token(model, tokenizer)
     score_in_float32(model)
     head = getattr(model, "score", None)

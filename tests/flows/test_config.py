@@ -177,7 +177,7 @@ def test_a_revision_belongs_to_a_hub_name(folder: Path) -> None:
         (("iterations: 5", "iterations: 0"), "ppo.iterations: input should be greater than"),
         (("iterations: 5", "iterations: many"), "ppo.iterations: input should be a valid integer"),
         (("seed: 3", "seed: x"), "seed: input should be a valid integer"),
-        (("name: demo", "name: A B"), "name: string should match pattern"),
+        (("name: demo", "name: A B"), "name: must be at most 64 lower-case letters"),
         (("ppo: {", "ppo: ["), "line 6: not YAML"),
         (
             ("seed: 3", "labeling: {simulated: [{scor: x}]}"),
@@ -204,7 +204,7 @@ def test_a_complaint_about_the_file_names_it_and_what_is_allowed(
         (("--nam", "x"), "no field --nam; did you mean --name?"),
         (("--ppo.kl_coef", "-1"), "--ppo.kl_coef: input should be greater than or equal to 0"),
         (("--ppo.critic", "both"), "--ppo.critic: input should be 'shared' or 'separate'"),
-        (("--ppo.kl_coef",), "--ppo.kl_coef: expected one argument"),
+        (("--ppo.kl_coef",), "--ppo.kl_coef has no value"),
         (("stray",), "unrecognized arguments: stray"),
         (("--dtype", "int8"), "--dtype: input should be 'auto', 'float32' or 'bfloat16'"),
     ],

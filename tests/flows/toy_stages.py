@@ -8,10 +8,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, Field
+from safetensors.numpy import save_file
 
 from flows.stages import Stage
 from labeling.errors import InputError
+from labeling.records import write_table
+from labeling.scoring import load_score_function
 
 logger = logging.getLogger("flows.toy")
 
@@ -81,4 +86,30 @@ def talk(config: Toy, out: Path) -> ToyMetrics:
 
 def environment(config: Toy, out: Path) -> ToyMetrics:
     (out / "names.txt").write_text("\n".join(sorted(os.environ)))
+    return ToyMetrics(0, 0.0)
+
+
+JUDGE = Stage("judge", "tests.flows.toy_stages:judge", {"function": "function"}, "done.txt")
+FILL = Stage("fill", "tests.flows.toy_stages:fill", {}, "done.txt")
+
+
+def judge(config: Toy, function: str, out: Path) -> ToyMetrics:
+    """Asks a user's function, after writing half of its output."""
+    (out / "half.txt").write_text("half")
+    scores = load_score_function(function)(["p", "q"], ["a", "b"])
+    (out / "done.txt").write_text(str(scores))
+    return ToyMetrics(0, 0.0)
+
+
+def fill(config: Toy, out: Path) -> ToyMetrics:
+    """Writes a million bytes, in the way that `fail` says."""
+    weights = np.zeros(250_000, dtype=np.float32)
+    if config.fail == "safetensors":
+        save_file({"weights": weights}, out / "model.safetensors")
+    elif config.fail == "parquet":
+        noise = np.random.default_rng(0).random(125_000)  # it would compress zeros
+        write_table(pa.table({"noise": noise}), out / "noise.parquet")
+    else:
+        (out / "bytes").write_bytes(weights.tobytes())
+    (out / "done.txt").write_text("done")
     return ToyMetrics(0, 0.0)

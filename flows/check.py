@@ -1,0 +1,179 @@
+"""What can be known to be wrong before any server starts: told in a second, not after a minute.
+
+Only looks: the stages check everything once more, and more of it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows.config import RoundConfig
+from flows.inputs import function_digest
+from flows.plan import needed_steps
+from flows.runner import stage_environment
+from labeling.config import Prompts
+from labeling.errors import InputError
+from labeling.preferences import parse_preference
+from labeling.prompts import read_rows, split_prompts
+from labeling.scoring import load_score_function
+
+# Larger files are left to their stage: nobody is to wait for them twice.
+_READ_BYTES = 50_000_000
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("vocab.json", "vocab.txt", "tekken.json"),
+)
+
+
+def check_inputs(config: RoundConfig) -> None:
+    """Look at prompts, demonstrations, preferences, user functions and the model folder.
+
+    Raises:
+        InputError: one of them is wrong, with what the stage would say, or in other words.
+    """
+    steps = needed_steps(config)
+    if "prompts" in steps and config.prompts:
+        _check_prompts(config.prompts)
+    if config.sft and _is_short(config.sft.data) and not sum(1 for _ in read_rows(config.sft.data)):
+        raise InputError(f"{config.sft.data} (sft.data) is empty: write a row on each line")
+    if config.preferences and _is_short(config.preferences.data):
+        for where, row in read_rows(config.preferences.data):
+            parse_preference(row, where)
+    if Path(config.model).exists():
+        _check_model(Path(config.model), config)
+    _check_functions(_functions(config))
+
+
+def _is_short(source: str | None) -> bool:
+    """A file that is quick to read. What is no file here may be a data set on the hub; a folder is
+    neither, and read so that its reader says so."""
+    path = Path(source or "")
+    return source is not None and path.exists() and path.stat().st_size <= _READ_BYTES
+
+
+def _check_prompts(config: Prompts) -> None:
+    evaluation = config.evaluation_path
+    if _is_short(config.path) and (evaluation is None or _is_short(evaluation)):
+        split_prompts(config, config.path, evaluation)
+
+
+# --- the model folder -----------------------------------------------------------------------------
+
+
+def _check_model(folder: Path, config: RoundConfig) -> None:
+    """Its files, without torch; whether they make a causal language model only torch can tell."""
+    if not folder.is_dir():
+        raise InputError(f"model: {folder} is a file; give the folder that it is in")
+    description = _read_json(folder / "config.json")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise InputError(
+            f"model: {folder} has no tokenizer: `tokenizer.save_pretrained` writes one there"
+        )
+    for file in _weights(folder):
+        _check_safetensors(file)
+    text = description.get("text_config") or description
+    context = text.get("max_position_embeddings") or text.get("n_positions")
+    for section in ("sampling", "ppo", "evaluation"):
+        wanted = getattr(config, section).max_new_tokens
+        if isinstance(context, int) and wanted >= context:
+            raise InputError(
+                f"{section}.max_new_tokens is {wanted}, and the context of {folder} is {context} "
+                "tokens for prompt and completion together: lower max_new_tokens"
+            )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"model: {file} does not exist; give a folder that `model.save_pretrained` wrote"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"model: {file} is not JSON ({error}): copy it again") from None
+    if not isinstance(found, dict):
+        raise InputError(f"model: {file} must hold an object: copy it again")
+    return found
+
+
+def _weights(folder: Path) -> list[Path]:
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = _read_json(index).get("weight_map", {})
+        return [folder / name for name in sorted(set(named.values()))]
+    pickled = any(folder.glob("*.bin"))
+    raise InputError(
+        f"model: {folder} has no model.safetensors"
+        + (" (pickled .bin files are not loaded)" if pickled else "")
+        + ": `model.save_pretrained` writes one there"
+    )
+
+
+def _check_safetensors(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+
+    try:
+        with safe_open(file, framework="numpy"):  # reads the header and compares the size with it
+            pass
+    except FileNotFoundError:
+        raise InputError(f"model: {file} does not exist, but its index names it") from None
+    except SafetensorError as error:
+        raise InputError(f"model: {file} is cut off or damaged ({error}): copy it again") from None
+
+
+# --- user functions -------------------------------------------------------------------------------
+
+
+def _functions(config: RoundConfig) -> dict[str, str]:
+    """What the config names, by field."""
+    named = {
+        f"labeling.simulated.{i}.score": s.score for i, s in enumerate(config.labeling.simulated)
+    }
+    named |= {f"evaluation.guards.{name}": f for name, f in config.evaluation.guards.items()}
+    if config.ppo.reward_function:
+        named["ppo.reward_function"] = config.ppo.reward_function
+    if config.evaluation.judge:
+        named["evaluation.judge"] = config.evaluation.judge
+    return named
+
+
+def _check_functions(references: dict[str, str]) -> None:
+    """Load them as the stages will: in a process of their own, for what they import is theirs."""
+    for field, reference in references.items():
+        try:
+            function_digest(reference)
+        except InputError as error:
+            raise InputError(f"{field}: {error}") from None
+    if not references:
+        return
+    done = subprocess.run(
+        (sys.executable, "-B", "-m", "flows.check", json.dumps(references)),  # writes no .pyc
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=stage_environment(),
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        ended = f"loading {', '.join(references.values())} ended with exit code {done.returncode}"
+        raise InputError((done.stderr.strip().splitlines() or [ended])[-1])
+
+
+def _load(references: dict[str, str]) -> None:
+    for field, reference in references.items():
+        try:
+            load_score_function(reference)
+        except InputError as error:
+            sys.exit(f"{field}: {error}")
+
+
+if __name__ == "__main__":
+    _load(json.loads(sys.argv[1]))
