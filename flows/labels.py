@@ -224,7 +224,7 @@ def find_frozen(labels: Path, completions: Path) -> FrozenLabels | None:
     strangers = sum(ranking.task not in known for ranking in rankings)
     if strangers:
         raise InputError(
-            f"{labels}: {strangers} of {counted(len(rankings), 'ranking')} are of other "
+            f"{labels}: {strangers:,} of {len(rankings):,} rankings are of other "
             "completions (the model, the prompts or the sampling changed since); give this run "
             "another name with --name, or remove that file to rank anew"
         )

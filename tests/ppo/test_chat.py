@@ -153,7 +153,7 @@ def _round(seen: Seen) -> None:
     make_pairs(Pairs(), completions, seen.folder / "labels.parquet", begin("pairs"))
     pairs = seen.folder / "pairs" / "pairs.parquet"
     reward = RewardTraining(epochs=2, batch_size=8, device="cpu")
-    train_reward_model(reward, initial, pairs, completions, begin("reward"))
+    train_reward_model(reward, initial, pairs, begin("reward"), completions)
     reward_model = seen.folder / "reward" / "reward_model"
     ppo = PPO(iterations=2, rollout_batch_size=12, minibatches=2, **cut)
     train_ppo(ppo, initial, prompts, begin("ppo"), reward_model=reward_model)
