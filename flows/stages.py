@@ -50,6 +50,7 @@ PREFERENCES = Stage(
     "labeling.preferences:load_preferences",
     {"data": "dataset"},
     "pairs.parquet",
+    version=2,
 )
 PAIRS = Stage(
     "pairs",

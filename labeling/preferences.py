@@ -102,7 +102,8 @@ def parse_preference(row: Mapping[str, Any], where: str) -> tuple[PreferencePair
             prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
         elif prompt is None:
             raise InputError(
-                f"{where}: 'chosen' and 'rejected' begin differently, and there is no 'prompt'"
+                f"{where}: 'chosen' and 'rejected' share no beginning that could be their prompt, "
+                "and there is no 'prompt'"
             )
         else:
             implicit, prompt = False, [{"role": "user", "content": prompt}]
@@ -117,7 +118,7 @@ def parse_preference(row: Mapping[str, Any], where: str) -> tuple[PreferencePair
 
 
 def _shared(chosen: Any, rejected: Any) -> int:
-    """How many characters, or messages, both begin with.
+    """How many characters, or messages, both begin with; two texts that differ keep something each.
 
     Like TRL's `extract_prompt` it leaves the space before an answer to the answer; unlike it, it
     never ends within a word, because half a word has other tokens than the whole one.
@@ -126,6 +127,9 @@ def _shared(chosen: Any, rejected: Any) -> int:
     length = next((i for i in range(most) if chosen[i] != rejected[i]), most)
     if not isinstance(chosen, str):
         return min(length, most - 1)  # one message is left on each side
+    if chosen == rejected:
+        return most  # to be counted, whatever stands in it
+    length = min(length, most - 1)
     if any(text[length : length + 1].isalnum() for text in (chosen, rejected)):
         while length and chosen[length - 1].isalnum():
             length -= 1

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from labeling.config import Preferences
@@ -76,22 +76,38 @@ WORD = st.text("ab", min_size=1, max_size=3)
 TEXT = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
 
 
-@given(TEXT, TEXT, TEXT)
+END = st.sampled_from(["", ".", "!", " ", ".."])
+
+
+@given(TEXT, TEXT, TEXT, END, END)
 def test_an_implicit_prompt_is_trls_but_never_ends_within_a_word(
-    shared: str, left: str, right: str
+    shared: str, left: str, right: str, left_end: str, right_end: str
 ) -> None:
     from trl.data_utils import extract_prompt  # noqa: PLC0415 (takes seconds)
 
-    chosen, rejected = f"{shared}: {left}.", f"{shared}: {right}!"
+    chosen, rejected = f"{shared}: {left}{left_end}", f"{shared}: {right}{right_end}"
+    assume(chosen != rejected)
     pair, implicit = parse_preference({"chosen": chosen, "rejected": rejected}, "here")
     theirs = extract_prompt({"chosen": chosen, "rejected": rejected})
     ours = pair.prompt.text or ""
     assert implicit
     assert theirs["prompt"].startswith(ours)
-    assert theirs["prompt"].removeprefix(ours).strip(" ").isalnum() or theirs["prompt"] == ours
+    beyond = theirs["prompt"].removeprefix(ours).strip(" ")
+    assert beyond.isalnum() or not beyond
+    assert pair.chosen.text
+    assert pair.rejected.text
     assert ours + pair.chosen.text == chosen
     assert ours + pair.rejected.text == rejected
     assert not (ours[-1].isalnum() and pair.chosen.text[0].isalnum())
+
+
+def test_an_answer_that_the_other_begins_with_is_not_taken_for_the_prompt(tmp_path: Path) -> None:
+    short, long = "Human: hi Assistant: Yes", "Human: hi Assistant: Yes."
+    same = {"chosen": short, "rejected": short}
+    metrics, (pair,) = load(tmp_path, [{"chosen": short, "rejected": long}, same])
+    assert pair.prompt == Prompt(text="Human: hi Assistant:")
+    assert (pair.chosen.text, pair.rejected.text) == (" Yes", " Yes.")
+    assert metrics.identical_texts == 1
 
 
 def test_margins_are_kept_and_identical_and_repeated_pairs_are_counted(tmp_path: Path) -> None:
@@ -111,7 +127,8 @@ def test_margins_are_kept_and_identical_and_repeated_pairs_are_counted(tmp_path:
         ({"prompt": "Q", "chosen": [{"role": "user"}], "rejected": "b"}, "'chosen' is list"),
         ({"prompt": "Q", "chosen": "a", "rejected": [assistant("b")]}, "one of 'chosen' and"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "line 2: 'prompt' is int"),
-        ({"chosen": "a", "rejected": "b"}, "begin differently, and there is no 'prompt'"),
+        ({"chosen": "a", "rejected": "b"}, "share no beginning .*, and there is no 'prompt'"),
+        ({"chosen": "a", "rejected": "a."}, "share no beginning .*, and there is no 'prompt'"),
         ({"prompt": "Q", "chosen": "a", "rejected": "b", "margin": "3"}, "'margin' is '3'"),
         ({"prompt": "Q", "chosen": "a", "rejected": "b", "margin": True}, "'margin' is True"),
         (
