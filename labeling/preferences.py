@@ -13,7 +13,7 @@ from typing import Any
 from labeling.config import Preferences
 from labeling.errors import InputError
 from labeling.pairs import write_pairs
-from labeling.prompts import parse_prompt, read_rows
+from labeling.prompts import parse_prompt, read_rows, refuse_half_characters
 from labeling.records import Completion, PreferencePair
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,8 @@ def _answer(value: Any, name: str, where: str) -> str:
                 f"{where}: after the prompt, '{name}' must be one message of the assistant, not "
                 f"{len(value)} ({roles})"
             )
-        return str(value[0]["content"])
+        value = value[0]["content"]
+    refuse_half_characters(value, where, name)
     return str(value)
 
 

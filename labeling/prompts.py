@@ -135,7 +135,7 @@ def parse_prompt(value: Any, where: str, column: str) -> Prompt:
     if isinstance(value, str):
         if not value.strip():
             raise InputError(f"{where}: '{column}' is empty; write a prompt, or remove the row")
-        _refuse_half_characters(value, where, column)
+        refuse_half_characters(value, where, column)
         return Prompt(text=value)
     if isinstance(value, list) and value:
         messages = []
@@ -146,7 +146,8 @@ def parse_prompt(value: Any, where: str, column: str) -> Prompt:
                 raise InputError(
                     f"{where}: a message in '{column}' needs 'role' and 'content', both text"
                 )
-            _refuse_half_characters(message["content"], where, column)
+            for text in (message["role"], message["content"]):
+                refuse_half_characters(text, where, column)
             messages.append(Message(message["role"], message["content"]))
         if messages[-1].role == "assistant":
             raise InputError(
@@ -162,8 +163,12 @@ def parse_prompt(value: Any, where: str, column: str) -> Prompt:
     raise InputError(f"{where}: '{column}' is {found}; it must be a text or a list of messages")
 
 
-def _refuse_half_characters(text: str, where: str, column: str) -> None:
-    """JSON can write half of a surrogate pair, which no encoding of Unicode can."""
+def refuse_half_characters(text: str, where: str, column: str) -> None:
+    """JSON can write half of a surrogate pair, which no encoding of Unicode can.
+
+    Raises:
+        InputError: the text holds one; `where` and `column` say which text it is.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labeling.errors import InputError
-from labeling.prompts import parse_prompt, read_rows
+from labeling.prompts import parse_prompt, read_rows, refuse_half_characters
 from labeling.records import Message, Prompt
 from labeling.wording import counted
 from ppo.policy import stop_tokens
@@ -95,6 +95,7 @@ def parse_demonstration(row: dict[str, Any], where: str) -> Demonstration:
     if isinstance(completion, str):
         if not completion.strip():
             raise InputError(f"{where}: 'completion' is empty")
+        refuse_half_characters(completion, where, "completion")
         return Demonstration(prompt, completion)
     if not isinstance(completion, list) or len(completion) != 1:
         raise InputError(f"{where}: 'completion' must be a text or a list of one message")
@@ -112,6 +113,7 @@ def _answer(message: Any, where: str, column: str) -> str:
             f"{where}: the last message of '{column}' must have the role 'assistant' and a text "
             "as 'content'"
         )
+    refuse_half_characters(content, where, column)
     return content
 
 

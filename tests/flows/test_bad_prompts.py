@@ -42,6 +42,10 @@ USER = {"role": "user", "content": "hello"}
         (rows({"prompt": [{"role": "user"}]}), ["line 1", "'role' and 'content'"]),
         (rows({"prompt": [USER, USER | {"role": "assistant"}]}), ["line 1", "the assistant's"]),
         (rows({"prompt": "a"}, {"prompt": [USER]}), ["1 prompts are conversations and 1 are"]),
+        (
+            rows({"prompt": [{"role": "user\ud800", "content": "a"}]}),
+            ["line 1", r"\ud800", "half a character"],
+        ),
         (rows({"prompt": "a"}, {"prompt": "\ud800"}), ["line 2", r"\ud800", "half a character"]),
         ('{"prompt": "a", "n": ' + "9" * 5000 + "}\n", ["line 1", "cannot be read"]),
         ('{"prompt": ' + "[" * 99999 + "]" * 99999 + "}\n", ["line 1", "cannot be read"]),

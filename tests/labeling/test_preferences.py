@@ -129,6 +129,11 @@ def test_margins_are_kept_and_identical_and_repeated_pairs_are_counted(tmp_path:
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "line 2: 'prompt' is int"),
         ({"chosen": "a", "rejected": "b"}, "share no beginning .*, and there is no 'prompt'"),
         ({"chosen": "a", "rejected": "a."}, "share no beginning .*, and there is no 'prompt'"),
+        ({"prompt": "Q", "chosen": "a \ud800", "rejected": "b"}, r"'chosen' holds \\ud800, half"),
+        (
+            {"prompt": [user("Q")], "chosen": [assistant("a")], "rejected": [assistant("\udfff")]},
+            r"'rejected' holds \\udfff, half a character",
+        ),
         ({"prompt": "Q", "chosen": "a", "rejected": "b", "margin": "3"}, "'margin' is '3'"),
         ({"prompt": "Q", "chosen": "a", "rejected": "b", "margin": True}, "'margin' is True"),
         (

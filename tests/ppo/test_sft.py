@@ -119,6 +119,19 @@ def test_only_the_completion_and_its_eos_bear_loss():
     assert whole["labels"] == whole["input_ids"]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "hello", "completion": "thanks \ud800"},
+        {"prompt": TALK[:1], "completion": [{"role": "assistant", "content": "thanks \ud800"}]},
+        {"messages": [TALK[0], {"role": "assistant", "content": "thanks \ud800"}]},
+    ],
+)
+def test_half_a_character_in_an_answer_is_named(row):
+    with pytest.raises(InputError, match=r"^line 3: '.*' holds \\ud800, half a character"):
+        parse_demonstration(row, "line 3")
+
+
 def test_prompts_are_learned_only_when_asked_for(policy, folder, tmp_path):
     data = write(
         tmp_path / "data.jsonl", [{"prompt": "hello support", "completion": "thanks"}] * 64
