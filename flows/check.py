@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from flows.config import RoundConfig
 from flows.inputs import function_digest
 from flows.plan import needed_steps
-from flows.runner import stage_environment
+from flows.runner import parse, stage_environment
+from flows.stage import say
 from labeling.config import Prompts
 from labeling.errors import InputError
 from labeling.preferences import parse_preference
@@ -27,10 +29,13 @@ _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     *("vocab.json", "vocab.txt", "tekken.json"),
 )
+# Steps that draw completions, and the section that says how long those may be.
+_SAMPLERS = {"completions": "sampling", "ppo": "ppo", "evaluate": "evaluation"}
 
 
 def check_inputs(config: RoundConfig) -> None:
-    """Look at prompts, demonstrations, preferences, user functions and the model folder.
+    """Look at prompts, demonstrations, preferences, user functions and the model folder, as far as
+    the round needs them.
 
     Raises:
         InputError: one of them is wrong, with what the stage would say, or in other words.
@@ -40,12 +45,12 @@ def check_inputs(config: RoundConfig) -> None:
         _check_prompts(config.prompts)
     if config.sft and _is_short(config.sft.data) and not sum(1 for _ in read_rows(config.sft.data)):
         raise InputError(f"{config.sft.data} (sft.data) is empty: write a row on each line")
-    if config.preferences and _is_short(config.preferences.data):
+    if "preferences" in steps and config.preferences and _is_short(config.preferences.data):
         for where, row in read_rows(config.preferences.data):
             parse_preference(row, where)
     if Path(config.model).exists():
-        _check_model(Path(config.model), config)
-    _check_functions(_functions(config))
+        _check_model(Path(config.model), config, steps)
+    _check_functions(_functions(config, steps))
 
 
 def _is_short(source: str | None) -> bool:
@@ -64,7 +69,7 @@ def _check_prompts(config: Prompts) -> None:
 # --- the model folder -----------------------------------------------------------------------------
 
 
-def _check_model(folder: Path, config: RoundConfig) -> None:
+def _check_model(folder: Path, config: RoundConfig, steps: Collection[str]) -> None:
     """Its files, without torch; whether they make a causal language model only torch can tell."""
     if not folder.is_dir():
         raise InputError(f"model: {folder} is a file; give the folder that it is in")
@@ -77,7 +82,7 @@ def _check_model(folder: Path, config: RoundConfig) -> None:
         _check_safetensors(file)
     text = description.get("text_config") or description
     context = text.get("max_position_embeddings") or text.get("n_positions")
-    for section in ("sampling", "ppo", "evaluation"):
+    for section in (section for step, section in _SAMPLERS.items() if step in steps):
         wanted = getattr(config, section).max_new_tokens
         if isinstance(context, int) and wanted >= context:
             raise InputError(
@@ -130,16 +135,20 @@ def _check_safetensors(file: Path) -> None:
 # --- user functions -------------------------------------------------------------------------------
 
 
-def _functions(config: RoundConfig) -> dict[str, str]:
-    """What the config names, by field."""
-    named = {
-        f"labeling.simulated.{i}.score": s.score for i, s in enumerate(config.labeling.simulated)
-    }
-    named |= {f"evaluation.guards.{name}": f for name, f in config.evaluation.guards.items()}
-    if config.ppo.reward_function:
+def _functions(config: RoundConfig, steps: Collection[str]) -> dict[str, str]:
+    """What the config names, by field, as far as a step of the round asks it."""
+    named: dict[str, str] = {}
+    if "simulated" in steps:
+        named |= {
+            f"labeling.simulated.{i}.score": labeler.score
+            for i, labeler in enumerate(config.labeling.simulated)
+        }
+    if "ppo" in steps and config.ppo.reward_function:
         named["ppo.reward_function"] = config.ppo.reward_function
-    if config.evaluation.judge:
-        named["evaluation.judge"] = config.evaluation.judge
+    if "evaluate" in steps:
+        named |= {f"evaluation.guards.{name}": f for name, f in config.evaluation.guards.items()}
+        if config.evaluation.judge:
+            named["evaluation.judge"] = config.evaluation.judge
     return named
 
 
@@ -155,16 +164,20 @@ def _check_functions(references: dict[str, str]) -> None:
     done = subprocess.run(
         (sys.executable, "-B", "-m", "flows.check", json.dumps(references)),  # writes no .pyc
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         env=stage_environment(),
         text=True,
         errors="replace",
         check=False,
     )
+    for message in map(parse, done.stdout.splitlines()):
+        if message and "error" in message:
+            raise InputError(message["error"])
     if done.returncode:
-        ended = f"loading {', '.join(references.values())} ended with exit code {done.returncode}"
-        raise InputError((done.stderr.strip().splitlines() or [ended])[-1])
+        raise InputError(
+            f"loading {', '.join(references.values())} ended with exit code {done.returncode}"
+        )
 
 
 def _load(references: dict[str, str]) -> None:
@@ -172,7 +185,9 @@ def _load(references: dict[str, str]) -> None:
         try:
             load_score_function(reference)
         except InputError as error:
-            sys.exit(f"{field}: {error}")
+            # Marked, as in flows/stage.py: what the file and its libraries print is not for us.
+            say({"error": f"{field}: {error}"})
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def _follow(lines: IO[str], log: IO[str], on_line: Callable[[Line], None]) -> di
         text = raw.rstrip("\n")
         if not text.strip():
             continue
-        message = _parse(text)
+        message = parse(text)
         if message is None:  # somebody's print
             line = Line(logging.INFO, "stdout", text)
         elif "level" in message:
@@ -197,7 +197,7 @@ def _follow(lines: IO[str], log: IO[str], on_line: Callable[[Line], None]) -> di
     return last
 
 
-def _parse(text: str) -> dict[str, Any] | None:
+def parse(text: str) -> dict[str, Any] | None:
     """The child's message, or None for what a user's function or a library prints, JSON or not."""
     if not text.startswith("{"):
         return None

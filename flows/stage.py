@@ -49,19 +49,19 @@ _PR_SET_PDEATHSIG = 1
 def main(function: str, job: dict[str, Any]) -> int:
     """Make the entry that the job describes. Returns the exit code."""
     try:
-        _say({"result": {"reused": _make(function, job)}})
+        say({"result": {"reused": _make(function, job)}})
     except InputError as error:
         if error.__cause__ is not None:
             traceback.print_exc()
-        _say({"error": str(error), "traceback": error.__cause__ is not None})
+        say({"error": str(error), "traceback": error.__cause__ is not None})
         return 2
     except Exception as error:
         traceback.print_exc()
         if refusal := disk_refusal(error):
-            _say({"error": f"{job['stage']}: {refusal}", "traceback": True})
+            say({"error": f"{job['stage']}: {refusal}", "traceback": True})
             return 2
         message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        _say({"error": message, "retriable": _may_pass(error)})
+        say({"error": message, "retriable": _may_pass(error)})
         return 1
     return 0
 
@@ -180,7 +180,7 @@ def _commit() -> str | None:
 # --- the line to the parent -----------------------------------------------------------------------
 
 
-def _say(message: dict[str, Any]) -> None:
+def say(message: dict[str, Any]) -> None:
     """One JSON line, in one write, on a line of its own even after somebody's unfinished print."""
     sys.stdout.flush()
     os.write(1, b"\n" + json.dumps(finite(MARK | message)).encode() + b"\n")
@@ -189,7 +189,7 @@ def _say(message: dict[str, Any]) -> None:
 class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            _say(
+            say(
                 {
                     "level": record.levelno,
                     "logger": record.name,

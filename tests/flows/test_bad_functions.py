@@ -8,9 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from flows.check import check_inputs
+from flows.config import RoundConfig
 from flows.runner import run_stage
 from labeling.errors import InputError
-from tests.flows.complaints import assert_says, complaint_of, files_below, make_project, one_line
+from tests.flows.complaints import (
+    assert_says,
+    complaint_of,
+    files_below,
+    make_project,
+    one_line,
+    rows,
+)
 from tests.flows.toy_stages import JUDGE, Toy
 
 
@@ -55,6 +64,37 @@ def test_a_file_that_cannot_be_used_is_told_before_anything_starts(
     (project / "rubric.py").write_text(source)
     line = complaint_of(project, "run", "config.yaml", "--ppo.reward_function", "rubric.py:score")
     assert_says(line, ["ppo.reward_function: ", "rubric.py", *expected])
+
+
+def test_what_a_file_prints_at_its_end_does_not_hide_the_complaint(project: Path) -> None:
+    (project / "rubric.py").write_text(
+        "import atexit, sys\natexit.register(lambda: print('bye', file=sys.stderr, flush=True))\n"
+        "print('loading', end='')\n"
+    )
+    line = complaint_of(project, "run", "config.yaml", "--ppo.reward_function", "rubric.py:score")
+    assert_says(line, ["ppo.reward_function: ", "rubric.py has no function 'score'"])
+
+
+def test_a_file_that_ends_the_process_is_named(project: Path) -> None:
+    (project / "rubric.py").write_text("import os\nos._exit(3)\n")
+    line = complaint_of(project, "run", "config.yaml", "--ppo.reward_function", "rubric.py:score")
+    assert_says(line, ["rubric.py:score ended with exit code 3"])
+
+
+def test_functions_that_no_step_asks_are_not_loaded(project: Path) -> None:
+    (project / "pairs.jsonl").write_text(rows({"prompt": "Q", "chosen": "a", "rejected": "b"}))
+    given = {
+        "model": "gpt2",
+        "stop_after": "reward",
+        "preferences": {"data": str(project / "pairs.jsonl")},
+        "labeling": {"simulated": [{"score": "none.py:score"}]},
+        "ppo": {"reward_function": "none.py:score"},
+        "evaluation": {"judge": "none.py:score", "guards": {"valid": "none.py:score"}},
+    }
+    check_inputs(RoundConfig(name="demo", **given))
+    whole = given | {"stop_after": None, "prompts": {"path": str(project / "prompts.jsonl")}}
+    with pytest.raises(InputError, match=r"none\.py does not exist"):
+        check_inputs(RoundConfig(name="demo", **whole))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flows.check import check_inputs
+from flows.config import RoundConfig
 from flows.runner import run_stage
 from flows.stages import COMPLETIONS
 from labeling.errors import InputError
@@ -23,7 +25,7 @@ from ppo.policy import load_policy
 from reward.encoding import load_tokenizer
 from reward.model import from_policy
 from tests import tiny
-from tests.flows.complaints import assert_says, complaint_of, make_project, one_line
+from tests.flows.complaints import assert_says, complaint_of, make_project, one_line, rows
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,17 @@ def test_a_folder_that_is_not_whole_is_told_before_anything_starts(
     spoil(model)
     line = complaint_of(model.parent, "run", "config.yaml", "--model", "model")
     assert_says(line, [str(model), *expected])
+
+
+def test_only_steps_that_the_round_takes_limit_the_tokens(model: Path) -> None:
+    pairs = model.parent / "pairs.jsonl"
+    pairs.write_text(rows({"prompt": "Q", "chosen": "a", "rejected": "b"}))
+    given = {"name": "demo", "model": str(model), "preferences": {"data": str(pairs)}}
+    assert RoundConfig(**given).sampling.max_new_tokens > 64, "the model's context"
+    check_inputs(RoundConfig(**given, stop_after="reward"))
+    prompts = {"path": str(model.parent / "prompts.jsonl")}
+    with pytest.raises(InputError, match=r"ppo\.max_new_tokens is 128"):
+        check_inputs(RoundConfig(**given, prompts=prompts))
 
 
 def test_a_file_is_no_model(model: Path) -> None:
