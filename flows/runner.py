@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from flows.inputs import resolve_inputs
@@ -110,7 +112,12 @@ def run_stage(
             "resumable": stage.resumable,
             "verify": verify,
         }
-        reused = _run_child(stage, job, home, on_line)
+        try:
+            reused = _run_child(stage, job, home, on_line)
+        except BaseException:
+            if not stage.resumable:
+                _remove_partial(store, stage.name, key)
+            raise
         found = store.find(stage.name, key)
         if not isinstance(found, Entry):
             raise RuntimeError(f"{stage.name} ended well but left no whole entry: {found}")
@@ -124,6 +131,14 @@ def run_stage(
         made_seconds=found.seconds,
         metrics=found.metrics,
     )
+
+
+def _remove_partial(store: Store, stage: str, key: str) -> None:
+    """Remove what a child that failed or was ended left, unless another run is making it now."""
+    partial = store.partial_path(stage, key)
+    if partial.exists():
+        with contextlib.suppress(Timeout), FileLock(store.lock_path(stage, key), timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def stage_environment() -> dict[str, str]:

@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -77,12 +76,7 @@ def _make(reference: str, job: dict[str, Any]) -> bool:
         out = store.begin(stage, key, resumable=job["resumable"])
         started, clock = datetime.now(UTC), time.monotonic()
         function, config, inputs = _load(reference, job)
-        try:
-            metrics = function(config, **inputs, out=out)
-        except Exception:
-            if not job["resumable"]:
-                shutil.rmtree(out, ignore_errors=True)
-            raise
+        metrics = function(config, **inputs, out=out)
         seconds = time.monotonic() - clock
         manifest = {
             "version": job["version"],

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from flows.inputs import resolve_inputs
-from flows.runner import Line, StageError, StageResult, run_stage
+from flows.runner import Line, StageError, StageResult, _remove_partial, run_stage
 from flows.stages import Stage
 from flows.store import Store
 from labeling.errors import InputError
@@ -27,8 +28,10 @@ from tests.flows.toy_stages import COPY, TALK, WAIT, Toy
 PATIENCE_S = 20.0
 ROOT = Path(__file__).parents[2]
 
+# SIGTERM ends it in order, as it ends the command (flows/cli.py).
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 from pathlib import Path
 from tests.flows.toy_stages import WAIT, Toy
 from flows.runner import run_stage
@@ -297,6 +300,7 @@ def test_a_killed_stage_may_be_tried_again_and_starts_from_nothing(
     assert isinstance(failure, StageError)
     assert failure.retriable
     assert "SIGKILL" in str(failure)
+    assert not list((home / "store" / "wait").glob("*.partial"))
     (tmp_path / "go").touch()
     result = run_stage(WAIT, config, {}, home, Lines())
     assert not result.reused
@@ -315,13 +319,24 @@ def test_the_child_dies_with_its_killed_parent(
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_the_child_ends_with_its_interrupted_parent(
-    how: signal.Signals, parent: subprocess.Popen[bytes], tmp_path: Path
+    how: signal.Signals, parent: subprocess.Popen[bytes], tmp_path: Path, home: Path
 ) -> None:
     child = child_of(tmp_path)
     parent.send_signal(how)
     parent.wait(PATIENCE_S)
     until(lambda: is_gone(child))
     assert calls(tmp_path) == 1
+    assert not list((home / "store" / "wait").glob("*.partial"))
+
+
+def test_what_another_run_makes_meanwhile_is_left_to_it(home: Path) -> None:
+    store = Store(home / "store")
+    partial = store.begin("wait", "key")
+    with FileLock(store.lock_path("wait", "key")):
+        _remove_partial(store, "wait", "key")
+        assert partial.exists()
+    _remove_partial(store, "wait", "key")
+    assert not partial.exists()
 
 
 def test_a_second_run_with_the_same_key_waits_and_then_reuses(
