@@ -19,6 +19,7 @@ from typing import Literal
 
 from flows import processes
 from flows.processes import Detached
+from labeling.durable import put_in_place
 from labeling.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -240,4 +241,4 @@ def write_private(path: Path, value: object) -> None:
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(value, file, indent=2)
-    os.replace(partial, path)
+    put_in_place(partial, path)

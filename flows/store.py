@@ -19,6 +19,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from labeling.durable import put_in_place, sync
+
 MANIFEST = "manifest.json"
 TIMINGS = "timings.json"
 # These describe how the files came to be. They are none of them, or no two runs would compare; a
@@ -114,13 +116,16 @@ class Store:
         complete = {"stage": stage, "key": key, **manifest, "outputs": outputs_of(partial)}
         (partial / TIMINGS).write_text(json.dumps(finite(timings), indent=2))
         (partial / MANIFEST).write_text(json.dumps(finite(complete), indent=2))
+        for inside in partial.rglob("*"):
+            if not inside.is_symlink():
+                sync(inside)
         path = self.entry_path(stage, key)
         if path.exists():
             discarded = self._discarded_path(stage, key)
             shutil.rmtree(discarded, ignore_errors=True)
             os.replace(path, discarded)
             shutil.rmtree(discarded, ignore_errors=True)
-        os.replace(partial, path)
+        put_in_place(partial, path)
         return Entry(path, complete)
 
     def digest(self, path: Path) -> str:
@@ -280,7 +285,7 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
-        os.replace(partial, path)
+        put_in_place(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from labeling.durable import put_in_place
 
 Split = Literal["train", "evaluation"]
 
@@ -144,7 +145,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         pq.write_table(table, partial)
-        os.replace(partial, path)
+        put_in_place(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
