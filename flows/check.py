@@ -10,10 +10,10 @@ import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from flows.config import RoundConfig
 from flows.inputs import function_digest
+from flows.model_shape import read_json, weight_files
 from flows.plan import needed_steps
 from flows.runner import parse, stage_environment
 from flows.stage import say
@@ -73,12 +73,12 @@ def _check_model(folder: Path, config: RoundConfig, steps: Collection[str]) -> N
     """Its files, without torch; whether they make a causal language model only torch can tell."""
     if not folder.is_dir():
         raise InputError(f"model: {folder} is a file; give the folder that it is in")
-    description = _read_json(folder / "config.json")
+    description = read_json(folder / "config.json")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(
             f"model: {folder} has no tokenizer: `tokenizer.save_pretrained` writes one there"
         )
-    for file in _weights(folder):
+    for file in weight_files(folder):
         _check_safetensors(file)
     text = description.get("text_config") or description
     context = text.get("max_position_embeddings") or text.get("n_positions")
@@ -89,35 +89,6 @@ def _check_model(folder: Path, config: RoundConfig, steps: Collection[str]) -> N
                 f"{section}.max_new_tokens is {wanted}, and the context of {folder} is {context} "
                 "tokens for prompt and completion together: lower max_new_tokens"
             )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise InputError(
-            f"model: {file} does not exist; give a folder that `model.save_pretrained` wrote"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"model: {file} is not JSON ({error}): copy it again") from None
-    if not isinstance(found, dict):
-        raise InputError(f"model: {file} must hold an object: copy it again")
-    return found
-
-
-def _weights(folder: Path) -> list[Path]:
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        named = _read_json(index).get("weight_map", {})
-        return [folder / name for name in sorted(set(named.values()))]
-    pickled = any(folder.glob("*.bin"))
-    raise InputError(
-        f"model: {folder} has no model.safetensors"
-        + (" (pickled .bin files are not loaded)" if pickled else "")
-        + ": `model.save_pretrained` writes one there"
-    )
 
 
 def _check_safetensors(file: Path) -> None:

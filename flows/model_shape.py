@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ _NAMES = {
     "vocabulary": ("vocab_size",),
 }
 
-_BUFFERS = (".attn.bias", ".attn.masked_bias", ".inv_freq")  # in files of old, no parameters
+# In files of old (GPT-2, Pythia); no parameters.
+_BUFFERS = (
+    *(".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"),
+    ".inv_freq",
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ def read_shape(model: str) -> ModelShape:
     folder = Path(model)
     try:
         if folder.is_dir():
-            config = json.loads((folder / "config.json").read_text())
-            tensors = _tensors(sorted(folder.glob("*.safetensors")))
+            config = read_json(folder / "config.json")
+            tensors = _tensors(weight_files(folder))
         else:
             config, tensors = _on_the_hub(model)
         return shape_of(config, tensors)
@@ -74,6 +79,7 @@ def shape_of(config: Mapping[str, Any], tensors: Mapping[str, int]) -> ModelShap
         KeyError: config.json does not hold a size.
         ValueError: there are no tensors.
     """
+    tensors = {name: n for name, n in tensors.items() if not name.endswith(_BUFFERS)}
     if not tensors:
         raise ValueError("there are no safetensors files to count parameters in")
     config = config.get("text_config") or config
@@ -112,13 +118,54 @@ def _tensors(files: Iterable[Path]) -> dict[str, int]:
     return tensors
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of a model folder.
+
+    Raises:
+        InputError: the file is missing, or holds something else.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"model: {file} does not exist; give a folder that `model.save_pretrained` wrote"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"model: {file} is not JSON ({error}): copy it again") from None
+    if not isinstance(found, dict):
+        raise InputError(f"model: {file} must hold an object: copy it again")
+    return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads: others, such as a consolidated copy of all
+    shards, may lie beside them.
+
+    Raises:
+        InputError: there are none.
+    """
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = read_json(index).get("weight_map", {})
+        return [folder / name for name in sorted(set(named.values()))]
+    pickled = any(folder.glob("*.bin"))
+    raise InputError(
+        f"model: {folder} has no safetensors files of the names that transformers loads"
+        + (" (pickled .bin files are not loaded)" if pickled else "")
+        + ": `model.save_pretrained` writes model.safetensors there"
+    )
+
+
 def _on_the_hub(model: str) -> tuple[dict[str, Any], dict[str, int]]:
     import huggingface_hub as hub  # noqa: PLC0415 - only hub names need it
 
     name, revision = name_and_revision(model)
     cached = hub.try_to_load_from_cache(name, "config.json", revision=revision)
-    if isinstance(cached, str) and (files := sorted(Path(cached).parent.glob("*.safetensors"))):
-        return json.loads(Path(cached).read_text()), _tensors(files)
+    if isinstance(cached, str):
+        with suppress(InputError, FileNotFoundError):  # config.json alone may have come
+            return read_json(Path(cached)), _tensors(weight_files(Path(cached).parent))
     place = f"{name}@{revision}" if revision else name
     config = json.loads(hub.HfFileSystem().read_text(f"{place}/config.json"))
     metadata = hub.get_safetensors_metadata(name, revision=revision)
