@@ -33,7 +33,6 @@ def measure(config: RoundConfig, context: int | None) -> Lengths:
     """
     tokens, how = _counter(Path(config.model) / "tokenizer.json")
     room = context or 10**9
-    new = config.ppo.max_new_tokens
     sources = []
     if config.prompts:
         sources = [config.prompts.path, config.prompts.evaluation_path]
@@ -43,7 +42,9 @@ def measure(config: RoundConfig, context: int | None) -> Lengths:
         prompt = max(_longest((row.get(column) for _, row in read_rows(f)), tokens) for f in files)
     else:
         prompt, how = _UNKNOWN, " (assumed)"
-    prompt = max(1, min(prompt, room - new))
+    drawn = config.sampling.max_new_tokens
+    ranked = max(1, min(prompt, room - drawn)) + drawn
+    prompt = max(1, min(prompt, room - config.ppo.max_new_tokens))
     demonstration = 0
     if config.sft:
         demonstration = min(config.sft.max_length, room)
@@ -52,7 +53,7 @@ def measure(config: RoundConfig, context: int | None) -> Lengths:
             demonstration = min(demonstration, _longest(rows, tokens) + 1)  # EOS
     pair = min(config.reward.max_length, room)
     if not config.preferences:
-        pair = min(pair, prompt + new)
+        pair = min(pair, ranked)
     elif Path(config.preferences.data).is_file():
         rows = (
             _text(row, ("prompt", side))

@@ -121,5 +121,8 @@ def test_lengths_are_those_of_the_longest_texts(folder: Path) -> None:
     lengths = measure(config_of(folder), context=64)
     assert (lengths.prompt, lengths.pair, lengths.how) == (4, 12, "")
     assert measure(config_of(folder), context=10).prompt == 2
+    flags = ("--sampling.max_new_tokens", "3")
+    shorter = measure(load_config(folder / "config.yaml", flags), context=10)
+    assert (shorter.prompt, shorter.pair) == (2, 7), "pairs are of what sampling draws"
     (folder / "model" / "tokenizer.json").unlink()
     assert measure(config_of(folder), context=64).how == " (a token every three characters)"
