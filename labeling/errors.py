@@ -39,5 +39,5 @@ def disk_refusal(error: BaseException | None) -> str | None:
         file = error.filename if isinstance(error, OSError) else None
         if number in _REFUSALS and (file or number not in (errno.EACCES, errno.EPERM)):
             return _REFUSALS[number].format(for_file=f" for {file}" if file else "")
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
