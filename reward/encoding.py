@@ -100,11 +100,11 @@ def apply_template(
             "the prompts are conversations, but the model's tokenizer has no chat template; "
             "use a chat model, or prompts of plain text"
         )
-    template = tokenizer.get_chat_template()
-    if "strftime_now" in template:
-        template = _FIXED_CLOCK + template
     rows = [{"role": m.role, "content": m.content} for m in messages]
     try:
+        template = tokenizer.get_chat_template()  # of several with names, none may be the default
+        if "strftime_now" in template:
+            template = _FIXED_CLOCK + template
         return tokenizer.apply_chat_template(rows, chat_template=template, **settings)
     except Exception as error:  # a template is a program, and fails like one
         roles = ", ".join(m.role for m in messages)

@@ -114,6 +114,14 @@ def test_a_conversation_that_the_template_refuses_is_named():
     assert "\n" not in str(refused.value)
 
 
+def test_templates_with_names_and_no_default_are_refused_in_one_line():
+    tokens = tiny.chat_tokenizer("chatml")
+    tokens.chat_template = {"rag": tokens.chat_template, "tools": tokens.chat_template}
+    with pytest.raises(InputError, match="multiple chat templates with no default") as refused:
+        prompt_ids(tokens, chat("hello"))
+    assert "\n" not in str(refused.value)
+
+
 def test_sampling_refuses_what_only_the_evaluation_would_meet(tmp_path):
     tokens = tiny.chat_tokenizer("llama3")
     tiny.policy(tokens, context=256).save_pretrained(tmp_path / "model")
