@@ -38,10 +38,15 @@ class Encoded:
 
 
 def load_demonstrations(
-    data: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+    data: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    field: str = "sft.max_length",
 ) -> tuple[list[Encoded], int]:
     """The tokens of all demonstrations in `data` (a file or a hub data set), and how many were
-    left out: those whose prompt alone fills `max_length` or the model's context.
+    left out: those whose prompt alone fills `max_length` or the model's context. `field` is where
+    the config says `max_length`.
 
     Raises:
         InputError: the data cannot be read, or none is left.
@@ -64,7 +69,7 @@ def load_demonstrations(
     if not examples:
         raise InputError(
             f"{data} holds no example that fits: {left_out} have prompts of {limit} tokens or more "
-            "(sft.max_length and the model's context)"
+            f"({field} and the model's context)"
         )
     cut = sum(e.cut for e in examples)
     if cut or left_out:

@@ -228,6 +228,8 @@ def _imitation(
         return None
     if demonstrations is None:
         raise InputError("ppo.sft_coef needs demonstrations: give sft.data, or set it to 0")
-    examples, _ = load_demonstrations(demonstrations, model, tokenizer, config.sft_max_length)
+    examples, _ = load_demonstrations(
+        demonstrations, model, tokenizer, config.sft_max_length, "ppo.sft_max_length"
+    )
     # Padding is told by the masks, so any id will do.
     return Imitation(examples, tokenizer.pad_token_id or 0, config)

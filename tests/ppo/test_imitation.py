@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from labeling.errors import InputError
+from labeling.records import Prompt, write_prompts
 from ppo.config import PPO
 from ppo.demonstrations import Encoded
 from ppo.imitation import Imitation
@@ -69,18 +70,26 @@ def test_an_update_with_it_makes_demonstrations_likelier(world):  # noqa: F811
     assert after(imitation) < after(None) - 0.01
 
 
-def test_without_demonstrations_it_is_refused(tmp_path):
-    tokens = tiny.tokenizer()
-    folder = tmp_path / "policy"
-    tiny.policy(tokens).save_pretrained(folder)
-    tokens.save_pretrained(folder)
-    rewards = tmp_path / "rewards.py"
+@pytest.fixture
+def train(tmp_path):
+    """PPO of a tiny policy with this config, in `tmp_path`."""
+    tiny.save(tmp_path / "policy")
+    prompts, rewards = tmp_path / "prompts.parquet", tmp_path / "rewards.py"
+    write_prompts([Prompt(text="hello")], prompts)
     rewards.write_text("def score(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    function = f"{rewards}:score"
+    return lambda config, **given: train_ppo(
+        config, str(tmp_path / "policy"), prompts, tmp_path, reward_function=function, **given
+    )
+
+
+def test_without_demonstrations_it_is_refused(train):
     with pytest.raises(InputError, match=r"sft\.data"):
-        train_ppo(
-            PPO(sft_coef=0.1),
-            str(folder),
-            tmp_path / "prompts.parquet",
-            tmp_path,
-            reward_function=f"{rewards}:score",
-        )
+        train(PPO(sft_coef=0.1))
+
+
+def test_the_limit_that_leaves_no_demonstration_is_named(train, tmp_path):
+    data = tmp_path / "sft.jsonl"
+    data.write_text('{"prompt": "hello the desk", "completion": "thanks"}')
+    with pytest.raises(InputError, match=r"3 tokens or more \(ppo\.sft_max_length and"):
+        train(PPO(sft_coef=0.1, sft_max_length=3, max_new_tokens=8), demonstrations=str(data))
