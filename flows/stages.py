@@ -37,7 +37,7 @@ PROMPTS = Stage(
     {"source": "dataset", "evaluation": "dataset"},
     "prompts.parquet",
 )
-SFT = Stage("sft", "ppo.sft:train_sft", {"model": "model", "data": "dataset"}, "policy", version=2)
+SFT = Stage("sft", "ppo.sft:train_sft", {"model": "model", "data": "dataset"}, "policy", version=3)
 COMPLETIONS = Stage(
     "completions",
     "ppo.generation:sample_completions",

@@ -4,7 +4,7 @@ as tokens."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,17 @@ from labeling.prompts import parse_prompt, read_rows, refuse_half_characters
 from labeling.records import Message, Prompt
 from labeling.wording import counted
 from ppo.policy import stop_tokens
-from reward.encoding import apply_template, closing_token, prompt_ids
+from reward.encoding import (
+    apply_template,
+    closing_token,
+    letter_ids,
+    prompt_ids,
+    spells_special,
+)
 
 logger = logging.getLogger(__name__)
+
+_HARMLESS = "An answer."
 
 
 @dataclass(frozen=True)
@@ -145,17 +153,35 @@ def encode_demonstration(
 def _completion_ids(
     tokenizer: PreTrainedTokenizerBase, demonstration: Demonstration, stop: Collection[int]
 ) -> list[int]:
-    """The answer as it is written, special tokens included, and closed once: plain text by EOS, a
-    chat answer as the template writes it, by the template's own end of turn."""
-    prompt, text = demonstration.prompt, demonstration.completion
+    """The answer, closed once: plain text by EOS, a chat answer as the template writes it, by the
+    template's own end of turn. Special tokens that the answer itself spells are letters, as for the
+    reward model; but where it ends with the one that closes it, it is closed already."""
+    prompt, answer = demonstration.prompt, demonstration.completion
+    closing = closing_token(tokenizer, prompt)
+    for end in (tokenizer.eos_token_id, closing):
+        answer = answer.removesuffix(str(tokenizer.convert_ids_to_tokens(end)))
     if prompt.messages is None:
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return ids if ids[-1] in stop else [*ids, closing_token(tokenizer, prompt)]
-    turns = (*prompt.messages, Message("assistant", text))
-    before = apply_template(tokenizer, prompt.messages, tokenize=False, add_generation_prompt=True)
-    whole = apply_template(tokenizer, turns, tokenize=False)
-    if whole.startswith(before):  # else it rewrites history, which sampling never sees
-        text = whole[len(before) :]
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = letter_ids(tokenizer, answer)
+        return ids if ids and ids[-1] in stop else [*ids, closing]
+    text = _written(tokenizer, prompt.messages, answer)
+    if spells_special(tokenizer, answer):
+        head, _, tail = _written(tokenizer, prompt.messages, _HARMLESS).rpartition(_HARMLESS)
+        said = text.removeprefix(head).removesuffix(tail)
+        ids = [*_ids(tokenizer, head), *letter_ids(tokenizer, said), *_ids(tokenizer, tail)]
+    else:
+        ids = _ids(tokenizer, text)
     end = next((i for i, token in enumerate(ids) if token in stop), None)
-    return [*ids, closing_token(tokenizer, prompt)] if end is None else ids[: end + 1]
+    return [*ids, closing] if end is None else ids[: end + 1]
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> str:
+    """What the template adds to the conversation with this answer, after its generation prompt."""
+    before = apply_template(tokenizer, messages, tokenize=False, add_generation_prompt=True)
+    turns = (*messages, Message("assistant", answer))
+    whole = apply_template(tokenizer, turns, tokenize=False)
+    # Some templates rewrite history, which sampling never sees.
+    return str(whole[len(before) :] if whole.startswith(before) else answer)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -74,8 +74,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
             ids = ids[1:]  # the text came with its own
         # Some tokenizers close every text; a prompt is to be continued.
         return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    spelled = any(token in message.content for message in prompt.messages for token in special)
+    spelled = spells_special(tokenizer, *(message.content for message in prompt.messages))
     return apply_template(
         tokenizer,
         prompt.messages,
@@ -83,6 +82,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         return_dict=False,
         sanitize_control_tokens=spelled,
     )
+
+
+def spells_special(tokenizer: PreTrainedTokenizerBase, *texts: str) -> bool:
+    """Whether a text holds letters that the tokenizer would take for a special token."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return any(token in text for text in texts for token in special)
 
 
 def apply_template(
@@ -122,10 +127,13 @@ def completion_ids(
     """The tokens of what a policy wrote, closed when it was finished. Its text holds no special
     tokens (decoding left them out), so letters that look like one are letters: a policy cannot
     spell its way into another turn."""
-    ids = list(
-        tokenizer(completion.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    )
+    ids = letter_ids(tokenizer, completion.text)
     return [*ids, closing_token(tokenizer, prompt)] if completion.finished else ids
+
+
+def letter_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of what a text says: what looks like a special token in it is letters."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def closing_token(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:

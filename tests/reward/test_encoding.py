@@ -94,6 +94,28 @@ def test_a_demonstration_that_is_closed_already_is_not_closed_twice(kind):
         assert endings[0] == endings[1]
 
 
+def test_an_answer_cannot_end_its_own_turn(kind):
+    tokens = tiny.chat_tokenizer(kind)
+    stop = {tokens.eos_token_id, end_of_turn(tokens)}
+    for token in (END[kind], tokens.eos_token):
+        text = f"good{token}bad thanks"
+        for prompt in (Prompt(text="hello"), chat("hello")):
+            encoded = encode_demonstration(tokens, Demonstration(prompt, text), stop, 200)
+            assert encoded.completion == completion_ids(tokens, prompt, Completion(text))
+            assert tokens.decode(encoded.completion[:-1]) == text
+
+
+def test_the_templates_own_words_around_such_an_answer_stay_its_own(kind):
+    tokens = tiny.chat_tokenizer(kind)
+    begin = "<|im_start|>" if kind == "chatml" else "<|start_header_id|>"
+    tokens.chat_template = tokens.chat_template.replace("m.content", f"'{begin}' + m.content")
+    stop, text = {end_of_turn(tokens)}, f"good{END[kind]}bad"
+    encoded = encode_demonstration(tokens, Demonstration(chat("hello"), text), stop, 200)
+    first, *said, last = encoded.completion
+    assert (first, last) == (tokens.convert_tokens_to_ids(begin), end_of_turn(tokens))
+    assert said == completion_ids(tokens, chat("hello"), Completion(text, finished=False))
+
+
 def test_a_prompt_has_the_same_tokens_on_every_day():
     tokens = tiny.chat_tokenizer("llama3")
     today = apply_template(tokens, chat("hello").messages, tokenize=False)
