@@ -27,7 +27,7 @@ check: $(READY)
 bench: setup
 	$(BIN)/python benchmarks/seeds.py --seeds 0-4
 
-# Kills, interruptions and damage in every step; the last line says how many passed and failed.
+# Kills in every step, interruptions in most, and damage; the last line says how many passed and failed.
 faults: setup
 	$(BIN)/python -m tests.faults
 

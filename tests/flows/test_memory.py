@@ -1,4 +1,4 @@
-"""The arithmetic of memory against torch's own count, and against itself."""
+"""A model's parameters against torch's count; the arithmetic of memory only against itself."""
 
 from __future__ import annotations
 
