@@ -42,15 +42,14 @@ class RoundRecord:
     (the rankings that are there, those wanted, and the page, while the gate is closed), config,
     seed, versions, commit, times, addresses, `stages.<name>` with seconds, reused, key and path,
     and the metrics of the main ones under `prompts`, `labels`, `reward`, `ppo` and `evaluation`.
-    `killed` is the dashboard's address of an earlier run of this round that had no time to write
-    down how it ended.
+    `killed` holds the dashboard's addresses of earlier runs of this round that had no time to write
+    down how they ended, until the dashboard is told.
     """
 
     def __init__(self, runs: Path, config: RoundConfig, number: int = 0) -> None:
         self.folder = self.place(runs, config, number)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
-        self.killed: str | None = None
         self.document: dict[str, Any] = {
             "name": config.name,
             "round": number,
@@ -59,6 +58,7 @@ class RoundRecord:
             "error": None,
             "step": None,
             "waiting": None,
+            "killed": [],
             "seed": config.seed,
             "started": _now(),
             "finished": None,
@@ -96,8 +96,10 @@ class RoundRecord:
         stand beside the new one.
         """
         earlier = self._earlier()
+        killed = earlier.get("killed", [])
         if earlier.get("status") == "running":  # and we hold the lock
-            self.killed = earlier.get("addresses", {}).get("dashboard")
+            killed = [*killed, earlier.get("addresses", {}).get("dashboard")]
+        self.document["killed"] = list(dict.fromkeys(filter(None, killed)))
         labels = earlier.get("labels", {})
         if "given" not in labels:  # how labels were frozen is known only once
             self.document["labels"] = labels

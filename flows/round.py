@@ -63,8 +63,10 @@ def rankloop_round(config: RoundConfig) -> dict[str, Any]:
     with RoundRecord(Path.cwd() / "runs", config) as record:
         record.document["addresses"]["dashboard"] = runtime.flow_run.ui_url
         record.save()
-        if record.killed:
-            mark_killed(record.killed)
+        for dashboard in record.document["killed"]:
+            mark_killed(dashboard)
+        record.document["killed"] = []
+        record.save()
         for line in not_used(config):
             logger.warning(line)
         make = _Maker(record, {*steps, "summary"})

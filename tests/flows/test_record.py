@@ -56,13 +56,33 @@ def test_a_re_run_that_is_stopped_keeps_what_the_round_measured(tmp_path: Path) 
 def test_the_run_after_a_killed_one_knows_its_address_on_the_dashboard(tmp_path: Path) -> None:
     finish(tmp_path)
     with RoundRecord(tmp_path, config()) as record:
-        assert record.killed is None
+        assert record.document["killed"] == []
         record.document["addresses"]["dashboard"] = "http://dashboard/1"
         record.save()
         as_killed = record.path.read_bytes()
     record.path.write_bytes(as_killed)
     with RoundRecord(tmp_path, config()) as record:
-        assert record.killed == "http://dashboard/1"
+        assert record.document["killed"] == ["http://dashboard/1"]
+
+
+def kill(record: RoundRecord, dashboard: str | None) -> None:
+    """What a kill leaves of the record, before or after the run's own address was written down."""
+    with record:
+        if dashboard:
+            record.document["addresses"]["dashboard"] = dashboard
+            record.save()
+        as_killed = record.path.read_bytes()
+    record.path.write_bytes(as_killed)
+
+
+def test_a_run_that_is_killed_before_it_tells_of_another_leaves_both_to_the_next(
+    tmp_path: Path,
+) -> None:
+    kill(RoundRecord(tmp_path, config()), "http://dashboard/1")
+    kill(RoundRecord(tmp_path, config(seed=1)), None)
+    kill(RoundRecord(tmp_path, config()), "http://dashboard/2")
+    with RoundRecord(tmp_path, config()) as record:
+        assert record.document["killed"] == ["http://dashboard/1", "http://dashboard/2"]
 
 
 def test_nothing_of_another_config_stands_beside_the_new_one_but_labels(tmp_path: Path) -> None:
