@@ -14,15 +14,29 @@ class Tally:
     def __init__(self) -> None:
         self.passed: set[str] = set()
         self.failed: set[str] = set()
+        self.skipped: set[str] = set()
         self.notes: list[str] = []
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._count(report)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            self.failed.add(report.nodeid)
-        elif report.passed and report.when == "call":
+        self._count(report)
+        if report.passed and report.when == "call":
             self.passed.add(report.nodeid)
         if report.when == "call":
             self.notes += [str(text) for name, text in report.user_properties if name == "note"]
+
+    def _count(self, report: pytest.CollectReport | pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
+        elif report.skipped:
+            self.skipped.add(report.nodeid)
+
+    def closing(self) -> list[str]:
+        """What was not tried, if anything, and what came of the rest."""
+        skipped = [f"{len(self.skipped)} skipped: not tried here"] if self.skipped else []
+        return [*skipped, f"{len(self.passed - self.failed)} passed, {len(self.failed)} failed"]
 
 
 def main() -> int:
@@ -30,7 +44,7 @@ def main() -> int:
     code = pytest.main(["-m", "", "tests/flows", "tests/labeling", *sys.argv[1:]], plugins=[tally])
     print("\nsignal | step | victim | moment in it | really hit | whole again after")
     print("\n".join(tally.notes))
-    print(f"{len(tally.passed - tally.failed)} passed, {len(tally.failed)} failed")
+    print("\n".join(tally.closing()))
     return int(code)
 
 
