@@ -176,13 +176,21 @@ def memory_of(config: RoundConfig, shape: ModelShape, lengths: Lengths) -> dict[
     found = [
         memory.of_sampling(shape, config.sampling, lengths.prompt, precision(config.sampling)),
         memory.of_reward(shape, config.reward, lengths.pair, precision(config.reward)),
-        memory.of_ppo(shape, config.ppo, lengths.prompt, precision(config.ppo)),
+        memory.of_ppo(
+            shape,
+            config.ppo,
+            lengths.prompt,
+            precision(config.ppo),
+            kind_of_device(config.ppo.device),
+            lengths.demonstration,
+        ),
         memory.of_evaluation(
             shape,
             config.evaluation,
             lengths.prompt,
             precision(config.evaluation),
-            has_reward_model=not (config.ppo.reward_function and config.evaluation.judge),
+            kind_of_device(config.evaluation.device),
+            has_reward_model=config.ppo.needs_reward_model or not config.evaluation.judge,
         ),
     ]
     if config.sft:
@@ -240,7 +248,8 @@ def _print_memory(
         _say(
             console,
             "not enough memory",
-            f"for {', '.join(short)}: lower micro_batch_size, batch_size or the lengths",
+            f"for {', '.join(short)}: lower micro_batch_size, micro_batch_tokens, batch_size or "
+            "the lengths",
         )
 
 

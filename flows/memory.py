@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.model_shape import ModelShape
-from ppo.config import PPO, SFT, Evaluation, Sampling
+from ppo.config import LOGITS_AT_ONCE, MICRO_BATCH_TOKENS, PPO, SFT, Evaluation, Sampling
 from reward.config import RewardTraining
 
 Precision = Literal["float32", "bfloat16"]
@@ -99,24 +99,39 @@ def of_reward(
     )
 
 
-def of_ppo(shape: ModelShape, config: PPO, prompt_tokens: int, precision: Precision) -> StageMemory:
-    """Policy and value are trained; reference and reward model only read."""
+def of_ppo(
+    shape: ModelShape,
+    config: PPO,
+    prompt_tokens: int,
+    precision: Precision,
+    device: str = "cpu",
+    demonstration_tokens: int = 0,
+) -> StageMemory:
+    """Policy and value are trained; reference and reward model only read. `prompt_tokens`: of the
+    longest prompt; `demonstration_tokens`: of the longest demonstration of the SFT term."""
     minibatch = -(-config.rollout_batch_size // config.minibatches)
-    rows, new = min(config.micro_batch_size or minibatch, minibatch), config.max_new_tokens
+    new = config.max_new_tokens
     tokens = prompt_tokens + new
+    longest = [(minibatch, tokens)]
+    if config.sft_coef:
+        longest.append(
+            (config.sft_batch_size, min(demonstration_tokens, config.sft_max_length) or tokens)
+        )
+    budget = config.micro_batch_tokens or MICRO_BATCH_TOKENS[device]
+    # The largest micro-batch: as much as the budget holds, or one row that is longer.
+    at_once = max(max(each, min(budget, rows * each)) for rows, each in longest)
     parts = [*_trained("policy", shape.parameters, precision)]
-    if config.critic == "separate":
-        parts += _trained("critic", shape.parameters, precision)
+    if config.critic != "shared":
+        parts += _trained("critic", shape.trunk, precision)
     parts.append(_weights("reference", shape.parameters))
-    if config.reward_function is None:
+    if config.needs_reward_model:
         parts.append(_weights("reward model", shape.trunk))
         parts.append(_forward(shape, SCORING_BATCH, tokens, precision, "scoring"))
+    if config.kl_budget is not None:
+        parts.append(_weights("policy within the budget", shape.parameters))
     parts += _generating(shape, config.rollout_batch_size, prompt_tokens, new, precision)
-    parts.append(_activations(shape, rows, tokens, precision))
-    if config.critic == "separate":
-        parts.append(_activations(shape, rows, tokens, precision, "critic's activations"))
-    # Over the temperature, log-softmax, its exponential, their product, and as much of gradients.
-    parts.append(_logits(shape, rows, new, 6, "training"))
+    parts.append(_activations(shape, 1, at_once, precision))
+    parts.append(_chunk(shape, at_once, device, precision, "training"))
     return StageMemory("ppo", tuple(parts))
 
 
@@ -125,25 +140,18 @@ def of_evaluation(
     config: Evaluation,
     prompt_tokens: int,
     precision: Precision,
-    has_reward_model: bool,
+    device: str = "cpu",
+    has_reward_model: bool = True,
 ) -> StageMemory:
     """Both policies, drawn from in turn and then read side by side for the KL."""
     size, new = config.batch_size, config.max_new_tokens
-    tokens = prompt_tokens + new
-    hidden = size * tokens * (shape.layers + 1) * shape.hidden * 4
+    at_once = max(MICRO_BATCH_TOKENS[device], prompt_tokens + new)
     parts = [
         _weights("initial policy", shape.parameters),
         _weights("candidate", shape.parameters),
         *_generating(shape, size, prompt_tokens, new, precision),
-        _forward(shape, size, tokens, precision, "scoring"),
-        Part(
-            "hidden states",
-            hidden,
-            f"{size} sequences × {tokens} tokens × {shape.layers + 1} × {shape.hidden} × 4 bytes",
-            "scoring",
-        ),
-        # Of both policies, over the temperature, and one more while the log-sum is taken.
-        _logits(shape, size, new, 4, "scoring"),
+        _forward(shape, 1, at_once, precision, "scoring"),
+        _chunk(shape, at_once, device, precision, "scoring"),
     ]
     if has_reward_model:
         parts.append(_weights("reward model", shape.trunk))
@@ -190,13 +198,11 @@ def activation_bytes(shape: ModelShape, precision: Precision) -> int:
     return 4 * 4 * shape.hidden + 2 * (2 * shape.hidden + attention + mlp)
 
 
-def _activations(
-    shape: ModelShape, rows: int, tokens: int, precision: Precision, name: str = "activations"
-) -> Part:
+def _activations(shape: ModelShape, rows: int, tokens: int, precision: Precision) -> Part:
     each = activation_bytes(shape, precision)
     layers = shape.layers + 1  # one more for the gradients of the layer that backward is at
     return Part(
-        name,
+        "activations",
         rows * tokens * layers * each,
         f"{rows} sequences × {tokens} tokens × ({shape.layers} + 1) layers × {each:,} bytes",
         "training",
@@ -229,7 +235,7 @@ def _generating(
             "generating",
         ),
         _forward(shape, rows, prompt, precision, "generating"),
-        _logits(shape, rows, 1, 3, "generating"),
+        _logits(shape, rows, 1, 4, "generating"),
     ]
 
 
@@ -239,5 +245,19 @@ def _logits(shape: ModelShape, rows: int, tokens: int, copies: int, phase: Phase
         rows * tokens * shape.vocabulary * 4 * copies,
         f"{rows} sequences × {tokens} tokens × {shape.vocabulary:,} of the vocabulary × 4 bytes × "
         f"{copies} copies",
+        phase,
+    )
+
+
+def _chunk(shape: ModelShape, tokens: int, device: str, precision: Precision, phase: Phase) -> Part:
+    """What the head holds of a chunk of tokens: the logits, then log p and p, in two buffers; in
+    bfloat16 a third one for the product, and the gradient's rounded copy."""
+    each = 8 if precision == "float32" else 14
+    chunk = min(tokens, max(16, LOGITS_AT_ONCE[device] // shape.vocabulary))
+    return Part(
+        "logits",
+        chunk * shape.vocabulary * each,
+        f"{chunk:,} tokens × {shape.vocabulary:,} of the vocabulary × {each} bytes (a chunk at a "
+        "time)",
         phase,
     )

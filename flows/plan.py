@@ -53,7 +53,7 @@ def _needs(config: RoundConfig) -> dict[str, tuple[str, ...]]:
     sft = ("sft",) if config.sft else ()
     pairs = ("preferences",) if config.preferences else ("completions", "pairs")
     simulated = ("simulated",) if config.labeling.simulated else ()
-    reward_for_ppo = () if config.ppo.reward_function else ("reward",)
+    reward_for_ppo = ("reward",) if config.ppo.needs_reward_model else ()
     reward_for_judging = () if config.evaluation.judge else ("reward",)
     return {
         "prompts": (),

@@ -58,7 +58,7 @@ def follow(config: RoundConfig, labels: Path, make: Maker) -> Any:
         config.ppo,
         policy=initial,
         prompts=prompts,
-        reward_model=None if config.ppo.reward_function else reward,
+        reward_model=reward if config.ppo.needs_reward_model else None,
         reward_function=config.ppo.reward_function,
         demonstrations=config.sft.data if config.sft and config.ppo.sft_coef else None,
     )

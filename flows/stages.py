@@ -43,7 +43,7 @@ COMPLETIONS = Stage(
     "ppo.generation:sample_completions",
     {"policy": "model", "prompts": "path"},
     "completions.parquet",
-    version=2,
+    version=3,
 )
 PREFERENCES = Stage(
     "preferences",
@@ -76,7 +76,8 @@ PPO = Stage(
         "demonstrations": "dataset",
     },
     "policy",
-    version=2,
+    version=3,
+    resumable=True,
 )
 EVALUATE = Stage(
     "evaluate",
@@ -89,7 +90,7 @@ EVALUATE = Stage(
         "judge": "function",
         "guards": "functions",
     },
-    version=2,
+    version=3,
 )
 REPORT = Stage(
     "report",

@@ -25,7 +25,7 @@ MANIFEST = "manifest.json"
 TIMINGS = "timings.json"
 # These describe how the files came to be. They are none of them, or no two runs would compare; a
 # stage may leave timings of its own beside the store's.
-_NOT_OUTPUTS = frozenset({MANIFEST, TIMINGS, "timings.jsonl"})
+_NOT_OUTPUTS = frozenset({MANIFEST, TIMINGS, "timings.jsonl", "tensorboard"})
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def outputs_of(folder: Path) -> dict[str, dict[str, Any]]:
     outputs = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if file.is_file() and name not in _NOT_OUTPUTS:
+        if file.is_file() and name.split("/")[0] not in _NOT_OUTPUTS:
             stat = file.stat()
             outputs[name] = {
                 "sha256": file_digest(file),

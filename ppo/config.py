@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from labeling.config import UNKEYED
 from reward.config import Compute
+
+# Tokens in a forward and backward pass: where speed is flat and memory still small, measured on two
+# cores; a GPU wants larger products.
+MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
+# Logits in memory at once, as numbers: 8 MB of float32 on a CPU, where caches are what counts, and
+# 1 GB on a GPU, where every chunk reads and writes the head's whole gradient once.
+LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}
 
 
 class SFT(Compute, frozen=True, extra="forbid"):
@@ -75,11 +82,15 @@ class PPO(Compute, frozen=True, extra="forbid"):
     2019)."""
 
     iterations: int = Field(100, ge=1, description="Rollout-and-update cycles.")
-    rollout_batch_size: int = Field(128, ge=1, description="Prompts in a rollout.")
+    rollout_batch_size: int = Field(128, ge=2, description="Prompts in a rollout.")
     epochs: int = Field(4, ge=1, description="Passes over each rollout.")
     minibatches: int = Field(4, ge=1, description="Optimizer steps in one pass.")
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="Responses in memory at once; default: the whole minibatch."
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of prompts and responses in memory at once in the update; changes no "
+        "result beyond rounding. Default: 512 on a CPU, 16,384 on a GPU.",
+        json_schema_extra=UNKEYED,
     )
     max_new_tokens: int = Field(128, ge=1, description="Tokens after which a response is cut.")
     temperature: float = Field(
@@ -88,9 +99,15 @@ class PPO(Compute, frozen=True, extra="forbid"):
         description="Of rollout, reference and update alike. Top-k and top-p do not "
         "exist here: they would bias the probability ratio.",
     )
-    learning_rate: float = Field(1e-5, gt=0, description="Of policy and value, at the start.")
+    learning_rate: float = Field(1e-5, gt=0, description="Of policy and value, at its peak.")
+    learning_rate_schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate goes to its end."
+    )
     learning_rate_end: float = Field(
-        0.0, ge=0, description="Share of `learning_rate` that the linear decay runs to."
+        0.0, ge=0, le=1, description="Share of `learning_rate` that linear and cosine run to."
+    )
+    warmup_iterations: int = Field(
+        0, ge=0, description="Iterations in which the learning rate rises to `learning_rate`."
     )
     adam_epsilon: float = Field(1e-5, gt=0, description="Adam's epsilon.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm above which it is clipped.")
@@ -101,6 +118,11 @@ class PPO(Compute, frozen=True, extra="forbid"):
         0.2, gt=0, description="Clip of the value's change in a rollout; none without it."
     )
     value_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")
+    critic_warmup: int = Field(
+        0,
+        ge=0,
+        description="Iterations in which the value alone is learned and the policy stays.",
+    )
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
     kl_coef: float = Field(
         0.05,
@@ -115,6 +137,26 @@ class PPO(Compute, frozen=True, extra="forbid"):
         "without it the coefficient stays fixed.",
     )
     kl_horizon: int = Field(10_000, ge=1, description="Responses over which it steers.")
+    kl_early_stop: float | None = Field(
+        None,
+        gt=0,
+        description="Approximate KL (`policy/approxkl`) of a minibatch above which the rest of "
+        "its update is left out, its own step included.",
+    )
+    kl_budget: float | None = Field(
+        None,
+        gt=0,
+        description="KL in nats a response that the policy may not pass: PPO then ends with the "
+        "last policy that was measured within it.",
+    )
+    normalize_scores: Literal["initial", "running"] | None = Field(
+        None,
+        description="Scores to mean 0 and variance 1: by those of the first rollout, which the "
+        "initial policy draws, or by all so far. (The reward model's are normalised already.)",
+    )
+    score_clip: float | None = Field(
+        None, gt=0, description="Scores are cut to ± this, after they are normalised."
+    )
     whiten_advantages: bool = Field(True, description="Advantages to mean 0 and variance 1.")
     whiten_rewards: bool = Field(False, description="Rewards to variance 1, keeping their mean.")
     sft_coef: float = Field(
@@ -129,13 +171,18 @@ class PPO(Compute, frozen=True, extra="forbid"):
     sft_max_length: int = Field(
         1024, ge=2, description="Tokens after which such a demonstration is cut."
     )
-    critic: Literal["shared", "separate"] = Field(
+    critic: Literal["shared", "separate", "reward_model"] = Field(
         "shared",
         description="`shared`: a value head on the policy's trunk. `separate`: a network of its "
-        "own, started from the initial policy.",
+        "own, started from the initial policy; `reward_model`: one started from the reward model.",
     )
     unfinished_penalty: float | None = Field(
-        1.0, ge=0, description="Subtracted from the score of a response without a stop token."
+        1.0, ge=0, description="What a response without a stop token pays; nothing without it."
+    )
+    unfinished: Literal["subtract", "replace"] = Field(
+        "subtract",
+        description="Whether the penalty is subtracted from its score, or its negative replaces "
+        "the score.",
     )
     reward_function: str | None = Field(
         None,
@@ -143,6 +190,66 @@ class PPO(Compute, frozen=True, extra="forbid"):
         "with the form score(prompts, completions) -> list of floats.",
         json_schema_extra=UNKEYED,
     )
+    reward_function_weight: float | None = Field(
+        None,
+        description="With it the function joins the reward model in place of replacing it: "
+        "score = reward model + weight · function.",
+    )
+    checkpoint_every: int = Field(
+        5,
+        ge=1,
+        description="Iterations between checkpoints, from which a killed run goes on.",
+        json_schema_extra=UNKEYED,
+    )
+    samples_every: int = Field(
+        5,
+        ge=1,
+        description="Iterations between tables of sample completions.",
+        json_schema_extra=UNKEYED,
+    )
+
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether a reward model scores, alone or beside the function."""
+        return self.reward_function is None or self.reward_function_weight is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truncated_sampling(cls, given: Any) -> Any:
+        for name in ("top_k", "top_p"):
+            if isinstance(given, dict) and given.get(name) is not None:
+                raise ValueError(
+                    f"{name}: PPO has none, because responses drawn from a truncated distribution "
+                    "bias the probability ratio; set it in `sampling` or `evaluation`"
+                )
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PPO:
+        for name in ("critic_warmup", "warmup_iterations"):
+            if 0 < self.iterations <= getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} of {self.iterations} iterations: nothing "
+                    "would be left to learn; lower it"
+                )
+        if self.minibatches > self.rollout_batch_size:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, and a rollout has {self.rollout_batch_size} "
+                "responses (rollout_batch_size): lower it"
+            )
+        if self.kl_target is not None and not self.kl_coef:
+            raise ValueError("kl_target steers kl_coef, which is 0 and stays so: raise kl_coef")
+        if self.kl_target is not None and self.kl_horizon < self.rollout_batch_size:
+            raise ValueError(
+                f"kl_horizon is {self.kl_horizon}, less than one rollout of "
+                f"{self.rollout_batch_size} responses: raise it, or the coefficient jumps"
+            )
+        if self.critic == "reward_model" and not self.needs_reward_model:
+            raise ValueError(
+                "critic 'reward_model' needs the reward model that reward_function replaces: give "
+                "reward_function_weight, or use critic 'separate'"
+            )
+        return self
 
 
 class Evaluation(Compute, Generation, frozen=True, extra="forbid"):

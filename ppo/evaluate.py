@@ -17,9 +17,11 @@ from labeling.comparison import Comparison, verdict, wilson_interval, win_rate
 from labeling.errors import InputError
 from labeling.records import Prompt, read_prompts, write_table
 from labeling.scoring import ScoreFunction, load_score_function
-from ppo.config import Evaluation
-from ppo.generation import Generator, Response, choose, encode_prompts
-from ppo.policy import assemble, load_policy, response_logits, token_logprobs
+from ppo.config import MICRO_BATCH_TOKENS, Evaluation
+from ppo.generation import Response, Sampler, choose, encode_prompts
+from ppo.head import Head
+from ppo.policy import last_states, load_policy
+from ppo.sequences import assemble
 from reward.compute import autocast, place
 from reward.encoding import load_tokenizer
 from reward.model import RewardModel
@@ -95,14 +97,14 @@ def evaluate_policy(
     model = load_policy(initial).to(device)  # type: ignore[arg-type]
     chosen = choose(read_prompts(prompts, "evaluation"), config.prompts, config.seed)
     chosen, ids = encode_prompts(tokenizer, chosen, model, config.max_new_tokens)
-    before = Generator(model, tokenizer, config, dtype).draw_all(
+    before = Sampler.of(model, tokenizer, config, dtype).draw_all(
         ids, config.seed, config.batch_size, "initial policy"
     )
     after_model = load_policy(candidate).to(device)  # type: ignore[arg-type]
-    after = Generator(after_model, tokenizer, config, dtype).draw_all(
+    after = Sampler.of(after_model, tokenizer, config, dtype).draw_all(
         ids, config.seed, config.batch_size, "candidate"
     )
-    kl = mean_kl(after_model, model, ids, after, config.batch_size, dtype)
+    kl = mean_kl(after_model, model, ids, after, dtype)
     rewards: tuple[list[float], list[float]] | None = None
     if reward_model is not None:
         scorer = RewardModel.load(reward_model, device, dtype)
@@ -172,25 +174,23 @@ def mean_kl(
     initial: Any,
     prompt_tokens: Sequence[Sequence[int]],
     responses: Sequence[Response],
-    batch_size: int,
     dtype: torch.dtype,
 ) -> float:
     """KL(candidate ‖ initial) in nats a response, from the candidate's own responses: the mean of
     Σ_t log π − log π_initial at temperature 1 (an estimate of the true KL where the responses were
     drawn at temperature 1)."""
     device = candidate.device
+    sequences = assemble(prompt_tokens, [r.tokens for r in responses], device)
+    heads = Head.of(candidate, dtype), Head.of(initial, dtype)
     total = 0.0
-    for start in range(0, len(responses), batch_size):
-        part = assemble(
-            prompt_tokens[start : start + batch_size],
-            [r.tokens for r in responses[start : start + batch_size]],
-            0,
-        ).to(device)
+    for part in sequences.parts(MICRO_BATCH_TOKENS[device.type]):
         with autocast(device, dtype):
-            ours, _ = response_logits(candidate, part, 1.0)
-            theirs, _ = response_logits(initial, part, 1.0)
-        difference = token_logprobs(ours, part.responses) - token_logprobs(theirs, part.responses)
-        total += (difference * part.mask).sum().item()
+            states = [last_states(m.base_model, part) for m in (candidate, initial)]
+        ours, theirs = (
+            head.read(hidden, part.tokens, 1.0)[0]
+            for head, hidden in zip(heads, states, strict=True)
+        )
+        total += (ours - theirs).sum().item()
     return total / len(responses)
 
 

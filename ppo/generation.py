@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labeling.errors import InputError
 from labeling.records import Candidates, Completion, Prompt, read_prompts, write_candidates
 from ppo.config import Generation, Sampling
+from ppo.decoding import Decoder, Drawn
 from ppo.order import counter_seed
 from ppo.policy import load_policy, stop_tokens
-from reward.compute import autocast, place
+from reward.compute import place
 from reward.encoding import apply_template, load_tokenizer, prompt_ids
 
 logger = logging.getLogger(__name__)
@@ -42,57 +42,31 @@ class Response:
     completion: Completion
 
 
-class Generator:
-    """Draws completions from a policy with transformers' `generate`, batch by batch."""
+class Sampler:
+    """Draws completions: tokens from a decoder, text from the tokenizer."""
 
-    def __init__(
-        self,
+    def __init__(self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self.stop = frozenset(decoder.stop.tolist())
+
+    @classmethod
+    def of(
+        cls,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         generation: Generation,
         dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.stop = stop_tokens(model, tokenizer)
-        self.dtype = dtype
-        self.pad = tokenizer.pad_token_id
-        if self.pad is None:
-            self.pad = tokenizer.eos_token_id  # only ever at masked positions
-        sample = generation.temperature > 0
-        self.settings = GenerationConfig(
-            max_new_tokens=generation.max_new_tokens,
-            do_sample=sample,
-            temperature=generation.temperature if sample else None,
-            top_k=(generation.top_k or 0) if sample else None,
-            top_p=generation.top_p if sample else None,
-            pad_token_id=self.pad,
-            eos_token_id=sorted(self.stop),
-        )
+    ) -> Sampler:
+        """Draws from `model` as `generation` says; nothing is taken from the model's own
+        generation config, which in published chat models truncates the distribution."""
+        stop = stop_tokens(model, tokenizer)
+        return cls(Decoder(model, stop, generation, dtype), tokenizer)
 
-    @torch.no_grad()
-    def draw(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Response]:
-        """One response for each prompt (token ids), in the order given.
-
-        The global random state is set from the seed, because `generate` draws from it.
-        """
-        device = self.model.device
-        ids, attention = pad_left(prompts, self.pad)
-        torch.manual_seed(seed)
-        # `generate` fills what our settings leave open from the model's own generation config,
-        # which in published chat models truncates the distribution (top-k, top-p, penalties).
-        defaults = self.model.generation_config
-        self.model.generation_config = GenerationConfig()
-        try:
-            with autocast(device, self.dtype):
-                output = self.model.generate(  # type: ignore[operator]
-                    input_ids=ids.to(device),
-                    attention_mask=attention.to(device),
-                    generation_config=self.settings,
-                )
-        finally:
-            self.model.generation_config = defaults
-        return [self._response(row) for row in output[:, ids.shape[1] :].tolist()]
+    def draw(self, prompts: Sequence[Sequence[int]], seed: int) -> tuple[Drawn, list[Completion]]:
+        """One completion for each prompt (token ids), in the order given."""
+        drawn = self.decoder.draw(prompts, seed)
+        return drawn, [self._completion(tokens) for tokens in drawn.tokens]
 
     def draw_all(
         self, prompts: Sequence[Sequence[int]], seed: int, batch_size: int, what: str
@@ -102,9 +76,11 @@ class Generator:
         responses: list[Response | None] = [None] * len(prompts)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            drawn = self.draw([prompts[i] for i in rows], counter_seed(seed, what, start))
-            for i, response in zip(rows, drawn, strict=True):
-                responses[i] = response
+            drawn, completions = self.draw(
+                [prompts[i] for i in rows], counter_seed(seed, what, start)
+            )
+            for i, tokens, completion in zip(rows, drawn.tokens, completions, strict=True):
+                responses[i] = Response(tokens, completion)
             done = start + len(rows)
             logger.info(
                 "%s: %d/%d completions",
@@ -115,26 +91,14 @@ class Generator:
             )
         return [response for response in responses if response is not None]
 
-    def _response(self, tokens: list[int]) -> Response:
-        end = next((i for i, token in enumerate(tokens) if token in self.stop), None)
-        kept = tokens if end is None else tokens[: end + 1]
+    def _completion(self, tokens: list[int]) -> Completion:
+        finished = tokens[-1] in self.stop
         text = self.tokenizer.decode(
-            kept if end is None else kept[:-1],
+            tokens[:-1] if finished else tokens,
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
-        return Response(kept, Completion(str(text), finished=end is not None))
-
-
-def pad_left(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token lists → `(B, P)` ids and their mask, 1 = valid, aligned at the right."""
-    width = max(len(s) for s in sequences)
-    ids = torch.full((len(sequences), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, width - len(sequence) :] = torch.tensor(sequence)
-        mask[row, width - len(sequence) :] = 1
-    return ids, mask
+        return Completion(str(text), finished=finished)
 
 
 def encode_prompts(
@@ -192,7 +156,7 @@ def sample_completions(config: Sampling, policy: str, prompts: Path, out: Path) 
     device, dtype = place(config)
     tokenizer = load_tokenizer(policy)
     model = load_policy(policy).to(device)  # type: ignore[arg-type]
-    generator = Generator(model, tokenizer, config, dtype)
+    sampler = Sampler.of(model, tokenizer, config, dtype)
     for prompt in read_prompts(prompts):
         if prompt.messages is not None:  # PPO and evaluation come to the others hours later
             apply_template(tokenizer, prompt.messages, tokenize=False)
@@ -200,7 +164,7 @@ def sample_completions(config: Sampling, policy: str, prompts: Path, out: Path) 
     chosen, ids = encode_prompts(tokenizer, chosen, model, config.max_new_tokens)
     k = config.completions_per_prompt
     owners = [i for i in range(len(chosen)) for _ in range(k)]
-    drawn = generator.draw_all(
+    drawn = sampler.draw_all(
         [ids[i] for i in owners], config.seed, config.batch_size, "completions"
     )
     groups = [drawn[i * k : (i + 1) * k] for i in range(len(chosen))]
@@ -208,7 +172,7 @@ def sample_completions(config: Sampling, policy: str, prompts: Path, out: Path) 
         again = [(i, j) for i, group in enumerate(groups) for j in _repeats(group)]
         if not again:
             break
-        fresh = generator.draw_all(
+        fresh = sampler.draw_all(
             [ids[i] for i, _ in again], config.seed, config.batch_size, f"repeats, try {attempt}"
         )
         for (i, j), response in zip(again, fresh, strict=True):

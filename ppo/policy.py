@@ -1,20 +1,22 @@
-"""The policy, its value function, and one forward pass for rollout, reference and update alike."""
+"""The policy, its value function, and one forward pass for reference and update alike."""
 
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
 from pathlib import Path
-from typing import Literal
+from typing import cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from labeling.errors import InputError
+from ppo.sequences import Part
 from reward.encoding import end_of_turn
 from reward.loading import load_model
+from reward.model import RewardModel
 
 
 def load_policy(model: str) -> PreTrainedModel:
@@ -42,6 +44,14 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     tokenizer.save_pretrained(folder)
 
 
+def save_value(actor: ActorCritic, file: Path) -> None:
+    """Write the value head, and the critic's trunk where it is not the policy's."""
+    own = {n: p for n, p in actor.named_parameters() if not n.startswith("policy.")}
+    partial = file.with_name(file.name + ".partial")
+    save_file({n: p.detach().cpu().contiguous() for n, p in own.items()}, partial)
+    os.replace(partial, file)
+
+
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that end a completion and belong to it: the tokenizer's EOS, the chat template's end
     of turn, and whatever the model's generation config adds."""
@@ -51,112 +61,80 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     return frozenset(i for i in ids if i is not None)
 
 
-@dataclass(frozen=True)
-class Sequences:
-    """Prompts and responses side by side: prompts left-padded, responses right-padded, so that
-    response token t sits in column P + t of every row."""
-
-    input_ids: Tensor  # (B, P + T)
-    attention_mask: Tensor  # (B, P + T), 1 = valid
-    responses: Tensor  # (B, T)
-    mask: Tensor  # (B, T), 1 = valid response token
-
-    def to(self, device: torch.device) -> Sequences:
-        """All tensors on `device`."""
-        return Sequences(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.responses.to(device),
-            self.mask.to(device),
-        )
-
-    def rows(self, index: Tensor) -> Sequences:
-        """The given rows, without the columns that are padding in all of them."""
-        attention = self.attention_mask[index]
-        width = self.mask.shape[1]
-        prompt_width = attention.shape[1] - width
-        first = int((attention.sum(dim=0) > 0).int().argmax())
-        first = min(first, prompt_width - 1)
-        length = int(self.mask[index].sum(dim=1).max())
-        end = prompt_width + length
-        return Sequences(
-            self.input_ids[index, first:end],
-            attention[:, first:end],
-            self.responses[index, :length],
-            self.mask[index, :length],
-        )
-
-
-def assemble(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int
-) -> Sequences:
-    """Token lists → `Sequences`. Padding is told by the masks alone, so `pad` may be any id.
-
-    Raises:
-        ValueError: an empty prompt or response; there would be no state or no action.
-    """
-    if not all(prompts) or not all(responses):
-        raise ValueError("every prompt and every response needs at least one token")
-    width, length = max(map(len, prompts)), max(map(len, responses))
-    ids = torch.full((len(prompts), width + length), pad, dtype=torch.long)
-    attention = torch.zeros_like(ids)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        start, end = width - len(prompt), width + len(response)
-        ids[row, start:end] = torch.tensor([*prompt, *response])
-        attention[row, start:end] = 1
-    return Sequences(ids, attention, ids[:, width:].clone(), attention[:, width:].clone())
-
-
 class ActorCritic(nn.Module):
     """A policy with a value function: a head on the policy's own trunk, or on a trunk apart.
 
-    The head starts at zero, so that the first advantages are the rewards' own.
+    A fresh value head starts at zero, so that the first advantages are the rewards' own.
     """
 
-    def __init__(self, policy: PreTrainedModel, critic: Literal["shared", "separate"]) -> None:
+    def __init__(self, policy: PreTrainedModel, critic: PreTrainedModel | None = None) -> None:
+        """`critic` is the trunk apart: gives last hidden states of the policy's tokens."""
         super().__init__()
         self.policy = policy
-        self.critic = copy.deepcopy(policy) if critic == "separate" else None
-        width = policy.config.get_text_config().hidden_size
-        self.value_head = nn.Linear(width, 1)
+        self.critic = critic
+        # Not config.hidden_size, which some trunks project down at their end.
+        self.value_head = nn.Linear(policy.get_output_embeddings().in_features, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
-    def forward(self, sequences: Sequences, temperature: float) -> tuple[Tensor, Tensor]:
-        """Logits `(B, T, V)` divided by the temperature, and values `(B, T)`, float32: entry t is
-        of the state in which response token t is chosen."""
-        logits, hidden = response_logits(self.policy, sequences, temperature)
-        if self.critic is not None:
-            _, hidden = response_logits(self.critic, sequences, temperature)
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.value_head.weight.device
+
+    def states(self, part: Part) -> Tensor:
+        """The policy's last hidden states where the response tokens are chosen, `(N, d)`."""
+        return last_states(self.policy.base_model, part)
+
+    def values(self, part: Part, states: Tensor | None) -> Tensor:
+        """V of the states in which the response tokens are chosen, `(N,)`; `states` are the
+        policy's, which a critic of its own does not need."""
+        hidden = states if self.critic is None else last_states(self.critic, part)
+        assert hidden is not None
+        return self.value_of(hidden)
+
+    def value_of(self, hidden: Tensor) -> Tensor:
+        """Hidden states of the critic's trunk `(…, d)` → values `(…)`."""
         with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would round the values
-            return logits, self.value_head(hidden.float()).squeeze(-1)
+            return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
 
-def response_logits(
-    model: PreTrainedModel, sequences: Sequences, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Logits `(B, T, V)` over the temperature (float32) and last hidden states `(B, T, d)` at the
-    positions that predict the response tokens."""
-    length = sequences.responses.shape[1]
-    extra = {}
-    parameters = inspect.signature(model.forward).parameters
-    if "position_ids" in parameters:
-        positions = (sequences.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        extra["position_ids"] = positions
-    if "logits_to_keep" in parameters:
-        extra["logits_to_keep"] = length + 1  # type: ignore[assignment]
-    output = model(
-        input_ids=sequences.input_ids,
-        attention_mask=sequences.attention_mask,
-        output_hidden_states=True,
-        use_cache=False,
-        **extra,
-    )
-    logits = output.logits[:, -length - 1 : -1].float() / temperature
-    return logits, output.hidden_states[-1][:, -length - 1 : -1]
+def last_states(trunk: nn.Module, part: Part) -> Tensor:
+    """Last hidden states of a trunk where the response tokens are chosen, `(N, d)`."""
+    hidden = trunk(input_ids=part.input_ids, use_cache=False).last_hidden_state
+    return hidden.reshape(-1, hidden.shape[-1])[part.states]
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each chosen token: logits `(B, T, V)`, tokens `(B, T)` → `(B, T)`."""
-    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(dim=-1)
+def separate_critic(policy: PreTrainedModel) -> PreTrainedModel:
+    """A critic's trunk that starts as the policy's."""
+    return cast(PreTrainedModel, copy.deepcopy(policy.base_model))
+
+
+def critic_from_reward_model(
+    reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, nn.Linear]:
+    """Trunk and value head that start as the reward model's: V is then its normalised score of the
+    text so far (Stiennon et al. 2020).
+
+    Raises:
+        InputError: it reads other tokens than the policy, or has no linear score head.
+    """
+    theirs = reward_model.tokenizer.get_vocab()
+    if any(theirs.get(token) != i for token, i in tokenizer.get_vocab().items()):
+        raise InputError(
+            "ppo.critic 'reward_model' needs a reward model with the policy's own tokenizer; "
+            "use 'separate' with this one"
+        )
+    score = getattr(reward_model.model, "score", None)
+    if not isinstance(score, nn.Linear):
+        raise InputError(
+            f"{type(reward_model.model).__name__} has no linear score head to start a critic from: "
+            "use ppo.critic 'separate'"
+        )
+    head = nn.Linear(score.in_features, 1)
+    normal = reward_model.normalization
+    with torch.no_grad():
+        head.weight.copy_(score.weight / normal.std)
+        head.bias.copy_(((0.0 if score.bias is None else score.bias) - normal.mean) / normal.std)
+    trunk = cast(PreTrainedModel, copy.deepcopy(reward_model.model.base_model))
+    return trunk.requires_grad_(True), head

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from labeling.records import Completion, Prompt
+from labeling.records import Completion
 from ppo.advantages import generalized_advantages, kl_shaped_rewards, masked_mean, whiten
-from ppo.config import PPO
-from ppo.generation import Generator, Response
-from ppo.losses import token_entropy
-from ppo.policy import ActorCritic, Sequences, assemble, response_logits, token_logprobs
+from ppo.config import MICRO_BATCH_TOKENS, PPO
+from ppo.decoding import Drawn
+from ppo.head import Head
+from ppo.policy import ActorCritic, last_states
+from ppo.rewards import Scores
+from ppo.sequences import Part, Sequences, assemble
 from reward.compute import autocast
 
-Score = Callable[[Sequence[Prompt], Sequence[Completion]], list[float]]
+
+@dataclass(frozen=True)
+class Engine:
+    """What computes: the actor, the reference, and the precision of both."""
+
+    actor: ActorCritic
+    head: Head
+    reference: PreTrainedModel
+    reference_head: Head
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, actor: ActorCritic, reference: PreTrainedModel, dtype: torch.dtype) -> Engine:
+        """Raises InputError for a model whose head is not understood."""
+        heads = Head.of(actor.policy, dtype), Head.of(reference, dtype)
+        return cls(actor, heads[0], reference, heads[1], dtype)
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What the policy did, and what was thought of it. `(B, T)`: responses × tokens."""
+    """What the policy did, and what was thought of it. `(B, T)`: responses × tokens, 0 at
+    padding."""
 
     # what was drawn
     sequences: Sequences
@@ -36,7 +54,7 @@ class Rollout:
 
     # from the reward model or a user's function
     raw_scores: Tensor  # (B,) as given
-    scores: Tensor  # (B,) with the penalty for unfinished responses
+    scores: Tensor  # (B,) normalised, clipped, with the penalty for unfinished responses
 
     @property
     def kl(self) -> Tensor:
@@ -53,70 +71,61 @@ class Experience:
     returns: Tensor
 
 
-def collect(
-    actor: ActorCritic,
-    reference: PreTrainedModel,
-    generator: Generator,
-    score: Score,
-    prompts: Sequence[Prompt],
-    prompt_tokens: Sequence[Sequence[int]],
-    config: PPO,
-    seed: int,
-    dtype: torch.dtype,
-) -> Rollout:
-    """Draw one response for each prompt, score it, and read policy, reference and value on it.
-
-    The log-probabilities are computed by the same forward pass as in the update, not taken from
-    the sampler, so that the ratio on the first minibatch is 1.
-    """
-    responses = generator.draw(prompt_tokens, seed)
-    completions = [r.completion for r in responses]
-    raw = torch.tensor(score(prompts, completions))
-    return read_rollout(
-        actor, reference, prompt_tokens, responses, raw, generator.pad, config, dtype
-    )
-
-
 @torch.no_grad()
 def read_rollout(
-    actor: ActorCritic,
-    reference: PreTrainedModel,
-    prompt_tokens: Sequence[Sequence[int]],
-    responses: Sequence[Response],
-    raw_scores: Tensor,
-    pad: int,
+    engine: Engine,
     config: PPO,
-    dtype: torch.dtype,
+    prompts: Sequence[Sequence[int]],
+    drawn: Drawn,
+    completions: Sequence[Completion],
+    scores: Scores,
 ) -> Rollout:
-    """Policy, reference and value on responses that were drawn and scored."""
-    device = actor.value_head.weight.device
-    sequences = assemble(prompt_tokens, [r.tokens for r in responses], pad).to(device)
-    shape = sequences.mask.shape
-    logprobs, ref_logprobs, values, entropies = (
-        torch.zeros(shape, device=device) for _ in range(4)
-    )
-    for index in torch.arange(shape[0], device=device).split(micro_batch_size(config)):
-        part = sequences.rows(index)
-        width = part.mask.shape[1]
-        with autocast(device, dtype):
-            logits, value = actor(part, config.temperature)
-            ref_logits, _ = response_logits(reference, part, config.temperature)
-        logprobs[index, :width] = token_logprobs(logits, part.responses) * part.mask
-        ref_logprobs[index, :width] = token_logprobs(ref_logits, part.responses) * part.mask
-        values[index, :width] = value * part.mask
-        entropies[index, :width] = token_entropy(logits) * part.mask
-    raw_scores = raw_scores.to(device)
-    unfinished = torch.tensor([not r.completion.finished for r in responses], device=device)
+    """Policy, reference and value on responses that were drawn and scored.
+
+    In float32 the policy's log-probabilities, and the values of a shared trunk, are those captured
+    while drawing: no pass is made for them. In bfloat16 a decoding step and a pass over the whole
+    sequence round differently, so they are computed anew by the pass that the update makes; else
+    the ratio on the first minibatch would not be 1.
+    """
+    actor, device = engine.actor, engine.actor.device
+    sequences = assemble(prompts, drawn.tokens, device)
+    captured = engine.dtype != torch.bfloat16
+    logprobs, entropies = drawn.logprobs, drawn.entropies
+    values = drawn.values if captured else None
+    if not captured:
+        logprobs, entropies = torch.zeros_like(logprobs), torch.zeros_like(entropies)
+    ref_logprobs, read_values = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
+    for part in sequences.parts(micro_batch_tokens(config, device)):
+        tokens, temperature = part.tokens, config.temperature
+        with autocast(device, engine.dtype):
+            theirs = last_states(engine.reference.base_model, part)
+            # Of the policy's trunk nothing is needed where all was captured, or V has its own.
+            needed = not captured or (values is None and actor.critic is None)
+            ours = actor.states(part) if needed else None
+            if values is None:
+                _put(read_values, part, actor.values(part, ours))
+        _put(ref_logprobs, part, engine.reference_head.read(theirs, tokens, temperature)[0])
+        if not captured:
+            assert ours is not None
+            for target, read in zip(
+                (logprobs, entropies), engine.head.read(ours, tokens, temperature), strict=True
+            ):
+                _put(target, part, read)
     return Rollout(
         sequences=sequences,
-        completions=[r.completion for r in responses],
+        completions=list(completions),
         logprobs=logprobs,
         ref_logprobs=ref_logprobs,
-        values=values,
+        values=read_values if values is None else values,
         entropy=masked_mean(entropies, sequences.mask).item(),
-        raw_scores=raw_scores,
-        scores=raw_scores - (config.unfinished_penalty or 0.0) * unfinished,
+        raw_scores=scores.raw.to(device),
+        scores=scores.shaped.to(device),
     )
+
+
+def _put(target: Tensor, part: Part, values: Tensor) -> None:
+    """Write packed `(N,)` values where their tokens stand in `(B, T)`."""
+    target.view(-1)[part.places] = values.to(target.dtype)
 
 
 def experience_of(rollout: Rollout, config: PPO, kl_coef: float) -> Experience:
@@ -136,7 +145,6 @@ def experience_of(rollout: Rollout, config: PPO, kl_coef: float) -> Experience:
     return Experience(rewards, advantages, returns)
 
 
-def micro_batch_size(config: PPO) -> int:
-    """Responses in memory at once."""
-    minibatch = -(-config.rollout_batch_size // config.minibatches)
-    return config.micro_batch_size or minibatch
+def micro_batch_tokens(config: PPO, device: torch.device) -> int:
+    """Tokens of prompts and responses, padding included, that go through a model at once."""
+    return config.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]

@@ -4,31 +4,39 @@ models Ziegler et al. 2019)."""
 from __future__ import annotations
 
 import copy
-import json
+import hashlib
 import logging
 import os
-import time
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labeling.errors import InputError
-from labeling.records import Completion, Prompt, read_prompts
-from labeling.scoring import load_score_function
-from ppo.advantages import masked_mean
+from labeling.records import read_prompts
+from ppo.checkpoint import Checkpoints
 from ppo.config import PPO, Generation
+from ppo.decoding import Decoder
 from ppo.demonstrations import load_demonstrations
-from ppo.generation import Generator, encode_prompts
+from ppo.generation import Sampler, encode_prompts
 from ppo.imitation import Imitation
-from ppo.kl import AdaptiveKL, FixedKL
-from ppo.order import batch_at, counter_seed
-from ppo.policy import ActorCritic, load_policy, save_policy
-from ppo.rollout import Experience, Rollout, Score, collect, experience_of
-from ppo.update import update
+from ppo.loop import Task, run
+from ppo.policy import (
+    ActorCritic,
+    critic_from_reward_model,
+    load_policy,
+    save_policy,
+    save_value,
+    separate_critic,
+    stop_tokens,
+)
+from ppo.rewards import load_score
+from ppo.rollout import Engine
+from ppo.state import State
 from reward.compute import place
 from reward.encoding import load_tokenizer
 from reward.model import RewardModel
@@ -61,24 +69,30 @@ def train_ppo(
     reward_function: str | None = None,
     demonstrations: str | None = None,
 ) -> PPOMetrics:
-    """Optimise the policy against the reward model, or a user's function, with a KL penalty to
-    where it started. Writes `out/policy/`; the value function is not kept, since it is of this
-    policy and reward only. `out/metrics.jsonl` has a row an iteration in TRL's names,
-    `out/timings.jsonl` the seconds.
+    """Optimise the policy against the reward model, a user's function, or both, with a KL penalty
+    to where it started. Writes `out/policy/`, and `out/value.safetensors` with the value head and
+    what the critic has of its own. `out/metrics.jsonl` has a row an iteration in TRL's names,
+    `out/timings.jsonl` seconds and tokens a second, `out/samples.jsonl` a few responses,
+    `out/tensorboard/` all of them.
+
+    Killed and called again with the same `out`, it goes on from its last checkpoint and ends with
+    the same bytes (on a CPU with as many threads), timings excepted.
 
     Args:
         policy: the initial policy, which is the reference too; a folder or `name@commit`.
         prompts: `prompts.parquet`; its training split is used.
         reward_model: what reward.train wrote.
-        reward_function: `module_or_file:function` in its place.
+        reward_function: `module_or_file:function` in its place, or beside it (see
+            `config.reward_function_weight`).
         demonstrations: what SFT learned from; needed when `config.sft_coef` > 0.
 
     Raises:
         InputError: neither reward is given, the SFT term has no demonstrations, something cannot
-            be loaded, or the loss diverged.
+            be loaded, the checkpoints in `out` are of another run, or the loss diverged.
     """
     device, dtype = place(config)
-    score = _score(reward_model, reward_function, device, dtype)
+    judge = None if reward_model is None else RewardModel.load(reward_model, device, dtype)
+    score = load_score(judge, reward_function, config.reward_function_weight)
     tokenizer = load_tokenizer(policy)
     model = load_policy(policy)
     imitation = _imitation(config, demonstrations, model, tokenizer)
@@ -86,73 +100,35 @@ def train_ppo(
         tokenizer, read_prompts(prompts, "train"), model, config.max_new_tokens
     )
     reference = copy.deepcopy(model).to(device).requires_grad_(False)  # type: ignore[arg-type]
-    actor = ActorCritic(model, config.critic).to(device)
-    generator = Generator(
+    actor = _actor(config, model, judge, tokenizer).to(device)
+    engine = Engine.of(actor, reference, dtype)
+    decoder = Decoder(
         model,
-        tokenizer,
+        stop_tokens(model, tokenizer),
         Generation(max_new_tokens=config.max_new_tokens, temperature=config.temperature),
         dtype,
+        actor.value_of if actor.critic is None else None,
     )
-    optimizer = torch.optim.Adam(
-        [p for p in actor.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        eps=config.adam_epsilon,
-    )
-    kl = (
-        FixedKL(config.kl_coef)
-        if config.kl_target is None
-        else AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
-    )
-    rows: list[dict[str, float]] = []
-    with (out / "metrics.jsonl").open("w") as metrics, (out / "timings.jsonl").open("w") as times:
-        for iteration in range(config.iterations):
-            started = time.perf_counter()
-            chosen = batch_at(
-                iteration, config.rollout_batch_size, len(texts), config.seed, "prompts"
-            )
-            rollout = collect(
-                actor,
-                reference,
-                generator,
-                score,
-                [texts[i] for i in chosen],
-                [tokens[i] for i in chosen],
-                config,
-                counter_seed(config.seed, iteration, "rollout"),
-                dtype,
-            )
-            rolled = time.perf_counter()
-            experience = experience_of(rollout, config, kl.coefficient)
-            learning_rate = learning_rate_at(iteration, config)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            updated = update(
-                actor, optimizer, rollout, experience, config, iteration, dtype, imitation
-            )
-            row = describe(rollout, experience, kl.coefficient) | updated
-            row |= {"lr": learning_rate, "episode": (iteration + 1) * config.rollout_batch_size}
-            kl.update(row["objective/kl"], config.rollout_batch_size)
-            rows.append(row)
-            metrics.write(json.dumps(row) + "\n")
-            metrics.flush()
-            ended = time.perf_counter()
-            times.write(json.dumps({"rollout": rolled - started, "update": ended - rolled}) + "\n")
-            logger.info(
-                "iteration %d/%d: score %.3f, KL %.2f, entropy %.3f",
-                iteration + 1,
-                config.iterations,
-                row["objective/scores"],
-                row["objective/kl"],
-                row["objective/entropy"],
-                extra={"progress": (iteration + 1, config.iterations), "metrics": row},
-            )
+    task = Task(config, texts, tokens, Sampler(decoder, tokenizer), score, imitation)
+    state = State.fresh(actor, config)
+    models = [model] if judge is None else [model, judge.model]
+    read: list[object] = [tokens, judge and judge.normalization, imitation and imitation.examples]
+    if reward_function is not None:
+        file = Path(reward_function.rpartition(":")[0])
+        read.append(file.read_bytes() if file.is_file() else reward_function)
+    checkpoints = Checkpoints(out / "checkpoints", _identity(config, dtype, models, read))
+    rows = run(task, engine, state, checkpoints, out)
     folder = out / "policy.partial"
     save_policy(model, tokenizer, folder)
+    shutil.rmtree(out / "policy", ignore_errors=True)  # of a run that was killed just here
     os.replace(folder, out / "policy")
+    save_value(actor, out / "value.safetensors")
+    checkpoints.remove()
+    shutil.rmtree(out / "diverged", ignore_errors=True)  # of an earlier try
     last = rows[-1]
     return PPOMetrics(
-        iterations=config.iterations,
-        episodes=config.iterations * config.rollout_batch_size,
+        iterations=len(rows),
+        episodes=len(rows) * config.rollout_batch_size,
         response_tokens=int(sum(r["response/tokens"] for r in rows)),
         first_score=rows[0]["objective/scores"],
         last_score=last["objective/scores"],
@@ -164,58 +140,47 @@ def train_ppo(
     )
 
 
-def describe(rollout: Rollout, experience: Experience, kl_coef: float) -> dict[str, float]:
-    """One row of metrics about a rollout, in TRL's names. Every mean is over valid tokens."""
-    mask = rollout.sequences.mask
-    lengths = mask.sum(dim=1).float()
-    returns_variance = masked_variance(experience.returns, mask)
-    residual_variance = masked_variance(experience.returns - rollout.values, mask)
-    finished = [float(c.finished) for c in rollout.completions]
+def _actor(
+    config: PPO,
+    model: PreTrainedModel,
+    judge: RewardModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> ActorCritic:
+    if config.critic == "shared":
+        return ActorCritic(model)
+    if config.critic == "separate":
+        return ActorCritic(model, separate_critic(model))
+    if judge is None:
+        raise InputError("ppo.critic 'reward_model' needs a reward model: use 'separate'")
+    critic, head = critic_from_reward_model(judge, tokenizer)
+    actor = ActorCritic(model, critic)
+    actor.value_head = head
+    return actor
+
+
+def _identity(
+    config: PPO,
+    dtype: torch.dtype,
+    models: Sequence[PreTrainedModel],
+    texts: Sequence[object],
+) -> dict[str, Any]:
+    """What makes a run this one and no other; `texts` are what it reads beside the models."""
+    anywhere = {"device", "dtype", "micro_batch_tokens", "checkpoint_every", "samples_every"}
     return {
-        "objective/scores": rollout.raw_scores.mean().item(),
-        "objective/scores_std": rollout.raw_scores.std(correction=0).item(),
-        "objective/kl": rollout.kl.mean().item(),
-        "objective/kl_coef": kl_coef,
-        "objective/entropy": rollout.entropy,
-        "objective/non_score_reward": (-kl_coef * rollout.kl).mean().item(),
-        "objective/rlhf_reward": (rollout.scores - kl_coef * rollout.kl).mean().item(),
-        "val/explained_variance": (
-            1 - residual_variance / returns_variance if returns_variance > 0 else 0.0
-        ),
-        "response/length": lengths.mean().item(),
-        "response/tokens": lengths.sum().item(),
-        "response/finished": sum(finished) / len(finished),
-        "response/distinct": len({c.text for c in rollout.completions}) / len(finished),
+        **config.model_dump(mode="json", exclude=anywhere),
+        "precision": str(dtype),
+        "models": [_fingerprint(model) for model in models],
+        "data": [hashlib.sha256(repr(text).encode()).hexdigest() for text in texts],
     }
 
 
-def masked_variance(values: Tensor, mask: Tensor) -> float:
-    """Variance of the valid entries."""
-    return masked_mean((values - masked_mean(values, mask)) ** 2, mask).item()
-
-
-def learning_rate_at(iteration: int, config: PPO) -> float:
-    """Linear from `learning_rate` towards its share `learning_rate_end`, which it would reach after
-    the last iteration; so none is spent on a rate of 0."""
-    done = iteration / config.iterations
-    return config.learning_rate * (1 - done * (1 - config.learning_rate_end))
-
-
-def _score(
-    reward_model: Path | None, reward_function: str | None, device: torch.device, dtype: torch.dtype
-) -> Score:
-    if reward_function is not None:
-        function = load_score_function(reward_function)
-
-        def by_function(
-            prompts: Sequence[Prompt], completions: Sequence[Completion]
-        ) -> list[float]:
-            return function([p.readable for p in prompts], [c.text for c in completions])
-
-        return by_function
-    if reward_model is None:
-        raise InputError("PPO needs a reward model or a reward function; neither was given")
-    return RewardModel.load(reward_model, device, dtype).scores
+def _fingerprint(model: PreTrainedModel) -> str:
+    """Of the beginning of each parameter, which training changes like the rest of it."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        start = parameter.detach().flatten()[:1024].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + start.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _imitation(
@@ -231,5 +196,4 @@ def _imitation(
     examples, _ = load_demonstrations(
         demonstrations, model, tokenizer, config.sft_max_length, "ppo.sft_max_length"
     )
-    # Padding is told by the masks, so any id will do.
-    return Imitation(examples, tokenizer.pad_token_id or 0, config)
+    return Imitation(examples, config)

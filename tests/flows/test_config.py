@@ -203,7 +203,10 @@ def test_a_complaint_about_the_file_names_it_and_what_is_allowed(
         (("--ppo.kl", "1"), "no field --ppo.kl"),  # an abbreviation
         (("--nam", "x"), "no field --nam; did you mean --name?"),
         (("--ppo.kl_coef", "-1"), "--ppo.kl_coef: input should be greater than or equal to 0"),
-        (("--ppo.critic", "both"), "--ppo.critic: input should be 'shared' or 'separate'"),
+        (
+            ("--ppo.critic", "both"),
+            "--ppo.critic: input should be 'shared', 'separate' or 'reward_model'",
+        ),
         (("--ppo.kl_coef",), "--ppo.kl_coef has no value"),
         (("stray",), "unrecognized arguments: stray"),
         (("--dtype", "int8"), "--dtype: input should be 'auto', 'float32' or 'bfloat16'"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from flows import memory
@@ -74,13 +75,16 @@ def test_training_takes_sixteen_bytes_a_parameter_and_a_reference_four() -> None
     stage = memory.of_ppo(SHAPE, PPO(reward_function="f.py:f"), 10, "float32")
     assert sum(p.bytes for p in stage.parts if p.phase == "always") == 20 * SHAPE.parameters
     apart = memory.of_ppo(SHAPE, PPO(reward_function="f.py:f", critic="separate"), 10, "float32")
-    assert sum(p.bytes for p in apart.parts if p.phase == "always") == 36 * SHAPE.parameters
+    apart_bytes = sum(p.bytes for p in apart.parts if p.phase == "always")
+    assert apart_bytes == 20 * SHAPE.parameters + 16 * SHAPE.trunk
     reward = memory.of_reward(SHAPE, RewardTraining(), 10, "float32")
     assert sum(p.bytes for p in reward.parts if p.phase == "always") == 16 * SHAPE.trunk
 
 
 def test_twice_the_batch_takes_twice_the_activations_and_no_more_weights() -> None:
-    one, two = (memory.of_ppo(SHAPE, PPO(micro_batch_size=size), 10, "float32") for size in (4, 8))
+    one, two = (
+        memory.of_ppo(SHAPE, PPO(micro_batch_tokens=size), 10, "float32") for size in (400, 800)
+    )
     for name in ("activations", "logits"):
         assert part(two, name) == 2 * part(one, name)
     assert part(two, "policy: optimizer") == part(one, "policy: optimizer")
@@ -107,7 +111,48 @@ def test_bfloat16_takes_fewer_activations_and_copies_the_weights() -> None:
 
 
 def test_the_line_says_the_numbers_that_are_multiplied() -> None:
-    stage = memory.of_evaluation(SHAPE, Evaluation(batch_size=3), 10, "float32", True)
-    (line,) = [p.arithmetic for p in stage.parts if p.name == "logits" and p.phase == "scoring"]
-    assert line == "3 sequences × 128 tokens × 50 of the vocabulary × 4 bytes × 4 copies"
-    assert part(stage, "logits", "scoring") == 3 * 128 * 50 * 4 * 4
+    stage = memory.of_evaluation(SHAPE, Evaluation(batch_size=3), 10, "float32")
+    (line,) = [p.arithmetic for p in stage.parts if p.name == "logits" and p.phase == "generating"]
+    assert line == "3 sequences × 1 tokens × 50 of the vocabulary × 4 bytes × 4 copies"
+    assert part(stage, "logits", "generating") == 3 * 50 * 4 * 4
+
+
+def test_the_sft_term_counts() -> None:
+    plain, with_term = (
+        memory.of_ppo(SHAPE, PPO(sft_coef=c, micro_batch_tokens=64), 10, "float32", "cpu", 900)
+        for c in (0, 0.1)
+    )
+    assert part(with_term, "activations") > 5 * part(plain, "activations")
+
+
+def test_logits_of_a_large_vocabulary_come_in_chunks() -> None:
+    wide = replace(SHAPE, vocabulary=150_000)
+    stage = memory.of_ppo(wide, PPO(max_new_tokens=400), 100, "float32", "cpu")
+    assert part(stage, "logits") == 16 * 150_000 * 8
+
+
+def test_activations_are_those_that_autograd_keeps(tmp_path: Path) -> None:
+    """Within a fifth: the formula counts one layer more for the gradients."""
+    torch.manual_seed(0)
+    sizes = LLAMA | {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 6}
+    model = LlamaForCausalLM(LlamaConfig(**sizes))
+    model.save_pretrained(tmp_path)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    rows = torch.zeros(8, 50, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = model.model(rows, use_cache=False)
+    measured = sum(size for place, size in kept.items() if place not in weights)
+    config = PPO(micro_batch_tokens=400, max_new_tokens=40, rollout_batch_size=64)
+    stage = memory.of_ppo(read_shape(str(tmp_path)), config, 10, "float32")
+    told = sum(p.bytes for p in stage.parts if p.name.endswith("activations"))
+    layers = 6
+    assert told * layers / (layers + 1) == pytest.approx(measured, rel=0.2)
+    assert output is not None

@@ -1,9 +1,14 @@
 import json
 
 import pytest
+import torch
 
 from labeling.config import Prompts
 from labeling.prompts import prepare_prompts
+from labeling.records import Prompt
+from ppo.config import Generation
+from ppo.decoding import Decoder
+from reward.encoding import prompt_ids
 from tests import tiny
 
 
@@ -33,3 +38,15 @@ def prompts(tmp_path, folder):
 @pytest.fixture
 def policy(tmp_path):
     return str(tiny.save(tmp_path / "model"))
+
+
+@pytest.fixture
+def world():
+    """Reference, prompts, responses of unequal lengths (some of a single token), and scores."""
+    texts = ["hello desk", "order", "please the support desk answers", "now thanks"] * 3
+    tokens = tiny.tokenizer()
+    reference = tiny.policy(tokens, std=0.3)
+    prompts = [prompt_ids(tokens, Prompt(text=t)) for t in texts]
+    limits = [1 + i % 9 for i in range(len(texts))]
+    drawn = Decoder(reference, frozenset(), Generation(max_new_tokens=9)).draw(prompts, 1, limits)
+    return reference, prompts, drawn.tokens, torch.linspace(-1, 1, len(texts))

@@ -25,8 +25,10 @@ from labeling.pairs import make_pairs
 from labeling.prompts import prepare_prompts
 from labeling.records import Prompt, read_candidates, read_prompts, write_rankings
 from ppo.config import PPO, SFT, Evaluation, Sampling
+from ppo.decoding import Decoder
 from ppo.evaluate import evaluate_policy
 from ppo.generation import sample_completions
+from ppo.head import Head
 from ppo.sft import train_sft
 from ppo.train import train_ppo
 from reward.config import RewardTraining
@@ -59,8 +61,12 @@ class Seen:
     def note(self, training: bool, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
         name = f"{self.step} {self.model}{' in training' if training else ''}"
         for row, valid in zip(ids, torch.ones_like(ids) if mask is None else mask, strict=True):
-            if ids.shape[1] > 1:  # the others are `generate`'s steps over its cache
-                self.rows[name].add(tuple(row[valid.bool()].tolist()))
+            if ids.shape[1] == 1:  # a decoding step over the cache
+                continue
+            read = row[valid.bool()[-len(row) :]].tolist()
+            while mask is None and not read[-1]:  # padding at the right, which is never seen
+                read.pop()
+            self.rows[name].add(tuple(read))
 
     def expected(self, split: str) -> dict[tuple[int, ...], Prompt]:
         """Prompts of a split by the tokens that transformers itself makes of them."""
@@ -98,6 +104,9 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for name, rows in (("prompts", prompts), ("sft", demonstrations)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.MonkeyPatch.context() as patch:
+        # These read tokens of their own.
+        patch.setattr(Head, "_check", lambda head, model: None)
+        patch.setattr(Decoder, "_check", lambda decoder: None)
         # The trunk, for TRL gives a causal language model a forward of its own.
         patch.setattr(LlamaModel, "forward", _noted(LlamaModel.forward, seen))
         classify = LlamaForSequenceClassification.forward

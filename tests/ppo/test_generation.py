@@ -4,7 +4,7 @@ import torch
 from labeling.errors import InputError
 from labeling.records import Message, Prompt, read_candidates
 from ppo.config import Generation, Sampling
-from ppo.generation import Generator, choose, encode_prompts, sample_completions
+from ppo.generation import Sampler, choose, encode_prompts, sample_completions
 from reward.encoding import completion_ids, load_tokenizer, prompt_ids
 from tests import tiny
 
@@ -14,7 +14,11 @@ TEXTS = ["hello", "the support desk answers", "order now"]
 def generator(seed=0, **settings):
     tokens = tiny.tokenizer()
     model = tiny.policy(tokens, seed)
-    return Generator(model, tokens, Generation(max_new_tokens=12, **settings))
+    return Sampler.of(model, tokens, Generation(max_new_tokens=12, **settings))
+
+
+def draw(ours, prompts, seed):
+    return ours.draw_all(prompts, seed, len(prompts), "test")
 
 
 def ids():
@@ -23,7 +27,7 @@ def ids():
 
 def test_stop_token_ends_a_completion_and_belongs_to_it():
     ours = generator()
-    drawn = ours.draw(ids() * 60, 0)
+    drawn = draw(ours, ids() * 60, 0)
     finished = [r for r in drawn if r.completion.finished]
     cut = [r for r in drawn if not r.completion.finished]
     eos = ours.tokenizer.eos_token_id
@@ -36,18 +40,18 @@ def test_stop_token_ends_a_completion_and_belongs_to_it():
 
 def test_the_seed_decides_what_is_drawn():
     def texts(seed):
-        return [r.completion.text for r in generator().draw(ids(), seed)]
+        return [r.completion.text for r in draw(generator(), ids(), seed)]
 
     assert texts(1) == texts(1) != texts(2)
 
 
 def test_greedy_takes_the_likeliest_token_of_a_prompt_alone():
     ours = generator(temperature=0)
-    for prompt, response in zip(ids(), ours.draw(ids(), 0), strict=True):
+    for prompt, response in zip(ids(), draw(ours, ids(), 0), strict=True):
         sequence = list(prompt)
         for token in response.tokens:
             with torch.no_grad():
-                best = ours.model(torch.tensor([sequence])).logits[0, -1].argmax().item()
+                best = ours.decoder.model(torch.tensor([sequence])).logits[0, -1].argmax().item()
             assert token == best
             sequence.append(token)
 
@@ -56,8 +60,8 @@ def test_sampling_follows_the_policys_own_distribution():
     ours = generator(temperature=0.7)
     prompt = ids()[0]
     with torch.no_grad():
-        expected = (ours.model(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
-    drawn = torch.tensor([r.tokens[0] for r in ours.draw([prompt] * 4000, 5)])
+        expected = (ours.decoder.model(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)
+    drawn = torch.tensor([r.tokens[0] for r in draw(ours, [prompt] * 4000, 5)])
     found = torch.bincount(drawn, minlength=len(expected)) / 4000
     assert 0.5 * (found - expected).abs().sum() < 0.06
 
@@ -100,7 +104,7 @@ def test_conversations_go_through_the_chat_template(tmp_path):
 
 def test_a_finished_completion_ends_with_eos(tmp_path):
     tokens = tiny.tokenizer()
-    drawn = generator().draw(ids() * 60, 0)
+    drawn = draw(generator(), ids() * 60, 0)
     for response in drawn:
         rebuilt = completion_ids(tokens, Prompt(text="hello"), response.completion)
         assert (rebuilt[-1] == tokens.eos_token_id) == response.completion.finished
@@ -116,8 +120,8 @@ def test_the_choice_is_the_seeds_and_keeps_the_order():
 
 def test_the_models_own_generation_defaults_change_nothing():
     plain, truncating = generator(), generator()
-    truncating.model.generation_config.top_k = 1
-    truncating.model.generation_config.repetition_penalty = 5.0
-    drawn = [[r.tokens for r in g.draw(ids(), 3)] for g in (plain, truncating)]
+    truncating.decoder.model.generation_config.top_k = 1
+    truncating.decoder.model.generation_config.repetition_penalty = 5.0
+    drawn = [[r.tokens for r in draw(g, ids(), 3)] for g in (plain, truncating)]
     assert drawn[0] == drawn[1]
-    assert truncating.model.generation_config.top_k == 1  # it is saved with the policy
+    assert truncating.decoder.model.generation_config.top_k == 1  # it is saved with the policy

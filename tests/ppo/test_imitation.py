@@ -11,10 +11,11 @@ from ppo.config import PPO
 from ppo.demonstrations import Encoded
 from ppo.imitation import Imitation
 from ppo.policy import ActorCritic
+from ppo.rollout import Engine
 from ppo.train import train_ppo
 from ppo.update import update
 from tests import tiny
-from tests.ppo.test_update import config, rollout_of, world  # noqa: F401 - a fixture
+from tests.ppo.test_update import config, rollout_of
 
 EXAMPLES = [
     Encoded(prompt=[3 + i % 4] * (1 + i % 3), completion=[5, 6 + i % 2] * (1 + i % 2), cut=False)
@@ -25,8 +26,9 @@ EXAMPLES = [
 def gradient(policy, examples, **changes):
     cfg = PPO(sft_coef=0.5, sft_batch_size=len(examples), **changes)
     policy.zero_grad()
-    loss = Imitation(examples, pad=0, config=cfg).backward(policy, 0, torch.float32)
-    return loss, torch.cat([p.grad.flatten() for p in policy.parameters()])
+    engine = Engine.of(ActorCritic(policy), policy, torch.float32)
+    loss = Imitation(examples, cfg).backward(engine, 0)
+    return loss.item(), torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
 def test_it_is_the_cross_entropy_of_completion_tokens_alone():
@@ -50,22 +52,21 @@ def test_it_is_the_cross_entropy_of_completion_tokens_alone():
 
 def test_the_size_of_micro_batches_changes_nothing():
     policy = tiny.policy(tiny.tokenizer(), std=0.3)
-    whole, split = gradient(policy, EXAMPLES), gradient(policy, EXAMPLES, micro_batch_size=2)
+    whole, split = gradient(policy, EXAMPLES), gradient(policy, EXAMPLES, micro_batch_tokens=9)
     assert split[0] == pytest.approx(whole[0], rel=1e-5)
     torch.testing.assert_close(split[1], whole[1], rtol=1e-4, atol=1e-6)
 
 
-def test_an_update_with_it_makes_demonstrations_likelier(world):  # noqa: F811
+def test_an_update_with_it_makes_demonstrations_likelier(world):
     cfg = config(sft_coef=1.0, sft_batch_size=6, epochs=4)
-    actor, rollout, experience = rollout_of(world, cfg)
-    imitation = Imitation(EXAMPLES, 0, cfg)
+    engine, rollout, experience = rollout_of(world, cfg)
+    imitation = Imitation(EXAMPLES, cfg)
 
     def after(term: Imitation | None) -> float:
-        ours = copy.deepcopy(actor)
-        assert isinstance(ours, ActorCritic)
-        optimizer = torch.optim.SGD(ours.parameters(), lr=1e-1)
-        update(ours, optimizer, rollout, experience, cfg, 0, torch.float32, term)
-        return imitation.backward(ours.policy, 0, torch.float32)
+        ours = Engine.of(copy.deepcopy(engine.actor), engine.reference, torch.float32)
+        optimizer = torch.optim.SGD(ours.actor.parameters(), lr=1e-1)
+        update(ours, optimizer, rollout, experience, cfg, 0, term)
+        return imitation.backward(ours, 0).item()
 
     assert after(imitation) < after(None) - 0.01
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from labeling.errors import InputError
 from labeling.records import read_prompts
 from ppo.config import PPO, Generation
-from ppo.generation import Generator
+from ppo.generation import Sampler
 from ppo.train import train_ppo
 from reward.encoding import prompt_ids
 from tests import tiny
@@ -43,8 +43,8 @@ def test_ppo_learns_what_the_reward_asks_for(policy, prompts, folder, reward):
     tokens = AutoTokenizer.from_pretrained(out / "policy")
     model = AutoModelForCausalLM.from_pretrained(out / "policy")
     ids = [prompt_ids(tokens, p) for p in read_prompts(prompts, "evaluation")] * 4
-    drawn = Generator(model.eval(), tokens, Generation(max_new_tokens=6)).draw(ids, 0)
-    words = sum(w in tiny.WORDS for r in drawn for w in r.completion.text.split()) / len(drawn)
+    drawn = Sampler.of(model.eval(), tokens, Generation(max_new_tokens=6)).draw(ids, 0)[1]
+    words = sum(w in tiny.WORDS for c in drawn for w in c.text.split()) / len(drawn)
     assert words > metrics.first_score + 1
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 12

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppo.advantages import generalized_advantages, kl_shaped_rewards, whiten
+from ppo.advantages import generalized_advantages, kl_shaped_rewards, masked_mean, whiten
+from ppo.head import Head, statistics
 from ppo.kl import AdaptiveKL
 from ppo.losses import entropy, kl_estimate, policy_loss, value_loss
-from ppo.policy import token_logprobs
 
 CASES = json.loads((Path(__file__).parent / "vectors.json").read_text())
 
@@ -73,8 +73,22 @@ def test_entropy_and_token_logprobs_agree(case):
     mask, e = tensor(case["mask"]), case["entropy"]
     logits = tensor(e["logits"])
     assert entropy(logits, mask).item() == pytest.approx(e["masked_mean_entropy"], abs=1e-6)
-    ours = token_logprobs(logits, torch.tensor(e["labels"]))
-    assert close(ours, e["label_logprobs"], mask)
+    labels = torch.tensor(e["labels"])
+    ours, _, _, _ = statistics(logits.flatten(0, 1), labels.flatten())
+    assert close(ours.view(labels.shape), e["label_logprobs"], mask)
+
+
+def test_the_chunked_head_agrees(case):
+    """With hidden states that are the logits and a head that is the identity."""
+    mask, e = tensor(case["mask"]), case["entropy"]
+    logits, labels = tensor(e["logits"]), torch.tensor(e["labels"])
+    identity = torch.nn.Linear(logits.shape[-1], logits.shape[-1], bias=False).double()
+    torch.nn.init.eye_(identity.weight)
+    head = Head(identity, torch.float64)
+    logprobs, entropies = head.read(logits.flatten(0, 1), labels.flatten(), 1.0)
+    assert close(logprobs.view(labels.shape), e["label_logprobs"], mask)
+    mean = masked_mean(entropies.view(labels.shape), mask).item()
+    assert mean == pytest.approx(e["masked_mean_entropy"], abs=1e-6)
 
 
 def test_kl_shaped_rewards_agree(case):
