@@ -62,7 +62,7 @@ def test_ppo_reaches_the_exact_optimum(seed, beta):
     assert variation <= 0.08
 
 
-def train(seed, beta, iterations=160, batch=192):
+def train(seed, beta, iterations=160, batch=288):
     """(J* − J) / (J* − J_ref), and the mean total variation to π*."""
     config = PPO(
         iterations=iterations,
