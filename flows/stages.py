@@ -107,5 +107,5 @@ REPORT = Stage(
         "evaluation": "entry",
     },
     "report.html",
-    version=2,
+    version=3,
 )

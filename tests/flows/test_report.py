@@ -20,7 +20,7 @@ from reward.train import RewardMetrics
 HOSTILE = "<script>alert(1)</script> {{ 7*7 }} \u202e<img src=x onerror=alert(1)>"
 
 
-def make_report(root, without=(), **sections):
+def make_report(root, without=(), win=(0.85, (0.81, 0.88)), **sections):
     """A report over entries whose metrics have the stages' own types."""
     figures = {
         "judge": 1.5,
@@ -39,8 +39,8 @@ def make_report(root, without=(), **sections):
         "reward": RewardMetrics(0.8125, 0.9, 360, 40, 0, 12, 0.5, 0.0, 1.0),
         "ppo": PPOMetrics(5, 640, 7000, 0.0, 1.25, 3.5, 1.1, 0.05, 0.1, 0.6),
         "evaluate": EvaluationMetrics(
-            win_rate=0.85,
-            win_rate_interval=(0.81, 0.88),
+            win_rate=win[0],
+            win_rate_interval=win[1],
             wins=8,
             ties=1,
             losses=1,
@@ -200,3 +200,17 @@ def test_pictures_suit_light_and_dark_and_repeat_to_the_byte():
     assert svg == curve(rows, "objective/kl")
     assert "currentColor" in svg
     assert not re.search(r"<svg[^>]* width=", svg)
+
+
+@pytest.mark.parametrize(
+    ("win", "kind", "chance"),
+    [
+        ((0.85, (0.81, 0.88)), "headline better", False),
+        ((0.2, (0.15, 0.26)), "headline worse", False),
+        ((0.55, (0.45, 0.64)), "headline", True),
+    ],
+)
+def test_the_headline_is_no_better_than_its_figure(tmp_path, win, kind, chance):
+    html = make_report(tmp_path, win=win)
+    assert f'<p class="{kind}">' in html
+    assert ("can be chance" in html) == chance
