@@ -70,14 +70,15 @@ class LabelStudio:
 
     `token` is a legacy token or a personal access token. Methods raise InputError for what a
     person must mend (a refused token, a deleted project) and ConnectionError for a server that
-    does not answer, which is worth another try later.
+    does not answer, which is worth another try later. `client` is the SDK's own, for what has no
+    method here; call it through `ask`.
     """
 
     def __init__(self, url: str, token: str) -> None:
         self.url = url.rstrip("/")
         local = httpx.URL(self.url).host in ("127.0.0.1", "localhost")
         self._http = httpx.Client(timeout=_REQUEST_S, follow_redirects=True, trust_env=not local)
-        self._client = Client(
+        self.client = Client(
             base_url=self.url, api_key=token, httpx_client=self._http, max_retries=0
         )
 
@@ -90,7 +91,7 @@ class LabelStudio:
         Raises InputError when the server cannot be reached or refuses the token.
         """
         try:
-            return str(self._ask(self._client.users.whoami).email)
+            return str(self.ask(self.client.users.whoami).email)
         except ConnectionError as error:
             raise InputError(f"{error}: start it, or correct its address") from None
 
@@ -116,8 +117,8 @@ class LabelStudio:
         ours = self._find(title)
         is_new = ours is None
         if ours is None:
-            self._ask(
-                lambda: self._client.projects.create(
+            self.ask(
+                lambda: self.client.projects.create(
                     title=title, description=_MARKER, color="#617ADA", **wanted
                 )
             )
@@ -128,7 +129,7 @@ class LabelStudio:
         else:
             changed = {k: v for k, v in wanted.items() if getattr(ours, k, None) != v}
             if changed:
-                self._ask(lambda: self._client.projects.update(ours.id, **changed))
+                self.ask(lambda: self.client.projects.update(ours.id, **changed))
         return Project(ours.id, title, self.page(ours.id), is_new)
 
     def find_project(self, title: str) -> Project | None:
@@ -143,11 +144,11 @@ class LabelStudio:
 
     def _find(self, title: str) -> Any:
         def search() -> list[Any]:
-            found: Iterable[Any] = self._client.projects.list(title=title, page_size=100)
+            found: Iterable[Any] = self.client.projects.list(title=title, page_size=100)
             # The server's filter matches substrings, so the title is compared once more.
             return [p for p in found if p.title == title and _MARKER in (p.description or "")]
 
-        return min(self._ask(search, repeat=True), key=lambda p: p.id, default=None)
+        return min(self.ask(search, repeat=True), key=lambda p: p.id, default=None)
 
     # --- tasks in --------------------------------------------------------------------------------
 
@@ -193,8 +194,8 @@ class LabelStudio:
 
     def _import(self, project: Project, batch: Sequence[Candidates]) -> None:
         rows: list[Any] = [{"data": page.task_data(task)} for task in batch]
-        self._ask(
-            lambda: self._client.projects.import_tasks(
+        self.ask(
+            lambda: self.client.projects.import_tasks(
                 project.id,
                 request=rows,
                 return_task_ids=True,
@@ -221,7 +222,7 @@ class LabelStudio:
         """Key and task, for the tasks that are ours."""
 
         def read() -> list[tuple[str, Any]]:
-            tasks: Iterable[Any] = self._client.tasks.list(
+            tasks: Iterable[Any] = self.client.tasks.list(
                 project=project.id,
                 page_size=2000,
                 include=["id", "data", "total_annotations"],
@@ -229,7 +230,7 @@ class LabelStudio:
             )
             return [(str(t.data["key"]), t) for t in tasks if "key" in (t.data or {})]
 
-        return self._ask(read, repeat=True)
+        return self.ask(read, repeat=True)
 
     def remove_others(self, project: Project, tasks: Sequence[Candidates]) -> int:
         """Delete our tasks that are none of the given, so that nobody ranks what no round reads;
@@ -254,16 +255,16 @@ class LabelStudio:
                 project.title,
             )
         for task in others:
-            self._ask(partial(self._client.tasks.delete, str(task.id)))
+            self.ask(partial(self.client.tasks.delete, str(task.id)))
         return len(others)
 
     # --- answers out -----------------------------------------------------------------------------
 
     def count(self, project: Project) -> Counts:
         """Tasks and answers, counted by the server: cheap enough to poll."""
-        counts = self._ask(
+        counts = self.ask(
             lambda: (
-                self._client.projects.list_counts(
+                self.client.projects.list_counts(
                     ids=str(project.id),
                     include="id,task_number,total_annotations_number,skipped_annotations_number",
                 ).results
@@ -286,7 +287,7 @@ class LabelStudio:
         """
 
         def snapshot() -> list[dict[str, Any]]:
-            made: Any = self._client.projects.exports.create(
+            made: Any = self.client.projects.exports.create(
                 project.id,
                 serialization_options={  # type: ignore[arg-type]
                     "annotations__completed_by": {"only_id": False},
@@ -298,7 +299,7 @@ class LabelStudio:
             )
             try:
                 content = b"".join(
-                    self._client.projects.exports.download(
+                    self.client.projects.exports.download(
                         project.id,
                         made.id,
                         export_type="JSON",
@@ -306,11 +307,11 @@ class LabelStudio:
                     )
                 )
             finally:
-                self._client.projects.exports.delete(project.id, made.id)
+                self.client.projects.exports.delete(project.id, made.id)
             tasks: list[dict[str, Any]] = json.loads(content)
             return tasks
 
-        return self._ask(snapshot, repeat=True)
+        return self.ask(snapshot, repeat=True)
 
     # --- answers in, for simulated labelers ------------------------------------------------------
 
@@ -319,11 +320,11 @@ class LabelStudio:
         none. For simulated labelers; people sign up with an invitation."""
         email = email.lower()
         for _ in range(2):
-            users = self._ask(lambda: list(self._client.users.list()), repeat=True)
+            users = self.ask(lambda: list(self.client.users.list()), repeat=True)
             for user in users:
                 if (user.email or "").lower() == email:
                     return int(user.id)
-            self._ask(lambda: self._client.users.create(username=email, email=email))
+            self.ask(lambda: self.client.users.create(username=email, email=email))
         raise ConnectionError(f"Label Studio at {self.url} lost the account {email}")
 
     def annotate(
@@ -331,15 +332,15 @@ class LabelStudio:
     ) -> None:
         """Submit one annotation in a labeler's name. `task_id` must come from an `export` of this
         very moment. A failed call may have been committed: read before repeating."""
-        self._ask(
-            lambda: self._client.annotations.create(
+        self.ask(
+            lambda: self.client.annotations.create(
                 task_id, result=result, completed_by=labeler_id, lead_time=lead_time_s
             )
         )
 
     # --- asking ----------------------------------------------------------------------------------
 
-    def _ask(self, call: Callable[[], _T], repeat: bool = False) -> _T:
+    def ask(self, call: Callable[[], _T], repeat: bool = False) -> _T:
         """Call the SDK, with both families of its errors made into ours.
 
         `repeat`: the call changes nothing that matters, so it is tried again while the server is

@@ -193,7 +193,7 @@ def test_a_project_deleted_while_the_gate_waits_ends_the_wait(
         not ended and time.monotonic() < deadline
     ):  # Label Studio refuses while an export of the project is at work
         with contextlib.suppress(ApiError):
-            label_studio._client.projects.delete(published.project.id)
+            label_studio.client.projects.delete(published.project.id)
         waiting.join(0.5)
     assert len(ended) == 1
     line = one_line(str(ended[0]), "")

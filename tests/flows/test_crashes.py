@@ -107,7 +107,7 @@ def outcome(project: Project) -> Outcome:
 
 
 def labeling_projects(project: Project) -> list[int]:
-    found = project.label_studio._client.projects.list(title="mini")
+    found = project.label_studio.client.projects.list(title="mini")
     return [each.id for each in found if each.title == "mini"]
 
 
@@ -137,7 +137,7 @@ class Reference:
             (case.round_folder() / "labels.parquet").write_bytes(self.outcome.labels)
         else:
             for labeling_project in labeling_projects(case):
-                case.label_studio._client.projects.delete(labeling_project)
+                case.label_studio.client.projects.delete(labeling_project)
         return case
 
     def empty(self, folder: Path) -> Project:

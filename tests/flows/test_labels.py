@@ -205,7 +205,7 @@ def test_nobody_is_asked_to_rank_tasks_of_other_completions(
     foreign = page.task_data(tasks("somebody's own")[0])
     del foreign["key"]
     rows: Any = [{"data": foreign}]
-    label_studio._client.projects.import_tasks(published.project.id, request=rows)
+    label_studio.client.projects.import_tasks(published.project.id, request=rows)
     others, name = tmp_path / "others.parquet", published.project.title
     write_candidates([*tasks("another")[:2], *tasks("question")[:1]], others)
     again = labels.publish(label_studio, name, Labeling(), others)
@@ -240,5 +240,5 @@ def test_more_rankings_than_tasks_need_several_labelers_for_each(
 ) -> None:
     name = f"overlap-{uuid.uuid4().hex[:8]}"
     published = labels.publish(label_studio, name, Labeling(wanted=9), completions)
-    raw = label_studio._client.projects.get(published.project.id)
+    raw = label_studio.client.projects.get(published.project.id)
     assert raw.maximum_annotations == 3

@@ -58,7 +58,7 @@ def test_a_project_of_the_same_or_a_longer_title_is_not_taken_for_ours(
     label_studio: LabelStudio,
 ) -> None:
     longer = label_studio.ensure_project("alpha 2", "Rank them.")
-    foreign = label_studio._client.projects.create(title="alpha")
+    foreign = label_studio.client.projects.create(title="alpha")
     ours = label_studio.ensure_project("alpha", "Rank them.")
     assert len({longer.id, foreign.id, ours.id}) == 3
 
@@ -68,7 +68,7 @@ def test_changed_instructions_reach_the_project_and_are_shown_literally(
 ) -> None:
     label_studio.ensure_project("instructions", "first")
     project = label_studio.ensure_project("instructions", "<i>best</i>\nfirst", overlap=3)
-    stored: Any = label_studio._client.projects.get(project.id)
+    stored: Any = label_studio.client.projects.get(project.id)
     assert stored.expert_instruction == "&lt;i&gt;best&lt;/i&gt;<br>first"
     assert stored.maximum_annotations == 3
 
@@ -81,7 +81,7 @@ def test_an_unchanged_project_is_not_written_again(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("updated")
 
-    monkeypatch.setattr(label_studio._client.projects, "update", refuse)
+    monkeypatch.setattr(label_studio.client.projects, "update", refuse)
     assert label_studio.ensure_project("unchanged", "a <b>\nc") == project
 
 
@@ -108,7 +108,7 @@ def test_a_failed_request_neither_doubles_nor_loses_a_task(
 ) -> None:
     project = label_studio.ensure_project(f"lost answer {committed}", "Rank them.")
     tasks = make_tasks("lost", 25)
-    real = label_studio._client.projects.import_tasks
+    real = label_studio.client.projects.import_tasks
     calls = 0
 
     def fail_second(*args: Any, **given: Any) -> Any:
@@ -121,7 +121,7 @@ def test_a_failed_request_neither_doubles_nor_loses_a_task(
         raise httpx.ReadTimeout("lost")
 
     monkeypatch.setattr(module, "_BATCH", 10)
-    monkeypatch.setattr(label_studio._client.projects, "import_tasks", fail_second)
+    monkeypatch.setattr(label_studio.client.projects, "import_tasks", fail_second)
     assert label_studio.publish(project, tasks) == PublishReport(25, 0)
     assert dict(label_studio.keys(project)) == {task.key: 1 for task in tasks}
     assert calls == (3 if committed else 4)
@@ -141,7 +141,7 @@ def test_what_a_killed_run_sent_last_is_not_sent_again(label_studio: LabelStudio
 
 def test_publishing_to_a_deleted_project_is_an_input_error(label_studio: LabelStudio) -> None:
     project = label_studio.ensure_project("deleted", "Rank them.")
-    label_studio._client.projects.delete(project.id)
+    label_studio.client.projects.delete(project.id)
     with pytest.raises(InputError, match="gone"):
         label_studio.publish(project, make_tasks("deleted", 1))
     with pytest.raises(InputError, match="deleted"):
@@ -176,7 +176,7 @@ def test_the_count_holds_answers_and_skips_apart(label_studio: LabelStudio) -> N
     me = label_studio.ensure_labeler("labeler@rankloop.local")
     result = page.annotation_result(Ranking(tasks[0].key, "", ((0,), (1,))), 2)
     label_studio.annotate(ids[tasks[0].key], result, me)
-    label_studio._client.annotations.create(
+    label_studio.client.annotations.create(
         ids[tasks[1].key], result=[], was_cancelled=True, completed_by=me
     )
     counts = label_studio.count(project)
@@ -190,7 +190,7 @@ def test_a_reused_task_id_does_not_confuse_tasks(label_studio: LabelStudio) -> N
     project = label_studio.ensure_project("reused id", "Rank them.")
     old, new = make_tasks("reused", 2)
     label_studio.publish(project, [old])
-    label_studio._client.tasks.delete(str(task_ids(label_studio, project)[old.key]))
+    label_studio.client.tasks.delete(str(task_ids(label_studio, project)[old.key]))
     label_studio.publish(project, [new])
     me = label_studio.ensure_labeler("ann@example.org")
     ranking = Ranking(new.key, "ann@example.org", ((1,), (0,)))
