@@ -1,40 +1,52 @@
-"""The round's dealings with people: publish, wait, freeze. Each is idempotent, and cheap when
-there is nothing to do. No Prefect."""
+"""The round's dealings with people: publish, look at what they ranked, freeze; the wait is in
+flows/gate.py. Each is idempotent, and cheap when there is nothing to do. No Prefect."""
 
 from __future__ import annotations
 
 import logging
 import math
-import time
+import os
+import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from labeling import simulated
+from labeling import publishing, simulated, snapshots
 from labeling.config import Labeling
+from labeling.connection import Gone
+from labeling.durable import put_in_place
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio, Project
+from labeling.publishing import KnownTask
 from labeling.rankings import rankings_from_export
 from labeling.records import Candidates, Ranking, read_candidates, read_rankings, write_rankings
 from labeling.scoring import load_score_function
+from labeling.snapshots import Snapshot, Tasks
+from labeling.withdrawn import note_answers, withdrawn
 from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
 
-# While waiting, an export (a second for a thousand tasks) is asked for when the count of answers
-# says that it may be enough, and at least this often: an edit changes no count.
-_EXPORT_EVERY_S = 60.0
+_PUBLISHED_ANEW_AT_MOST = 3
 
 
 @dataclass(frozen=True)
 class Published:
-    """The labeling project, and its tasks: the completions of this file."""
+    """The labeling project, and its tasks: the completions of this file. `folder` is the round's;
+    `in_project` counts strangers' tasks too."""
 
     project: Project
     completions: Path
     tasks: int
     created: int
+    folder: Path
+    in_project: int = 0
+
+    @property
+    def snapshots(self) -> Path:
+        """Where this round's exports are kept."""
+        return self.folder / "snapshots"
 
     @property
     def where(self) -> str:
@@ -50,20 +62,35 @@ class Answered:
 
 @dataclass(frozen=True)
 class Opened:
-    """The gate is open: so many usable rankings are there."""
+    """The gate is open: so many usable rankings are there, in this snapshot. `where`: the page of
+    the project, which may be another one than was published to."""
 
     rankings: int
+    snapshot: Snapshot | None = field(default=None, compare=False)
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What people have ranked until now: `refused` counts the rest of their annotations, by
+    `Refusal`."""
+
+    rankings: list[Ranking]
+    refused: Counter[str]
+    snapshot: Snapshot
 
 
 @dataclass(frozen=True)
 class FrozenLabels:
-    """The rankings that this round learns from: the file, and how it came to be. `refused` is
-    empty when they were frozen before."""
+    """The rankings that this round learns from: the file, and how it came to be. `snapshot` names
+    the export that they were made of, its digest included; `refused` is empty when they were frozen
+    before."""
 
     output: Path
     rankings: int
     labelers: int
     reused: bool
+    snapshot: str = ""
     refused: dict[str, int] = field(default_factory=dict, hash=False)
 
     @property
@@ -76,15 +103,18 @@ def publish(
     name: str,
     config: Labeling,
     completions: Path,
+    folder: Path,
     *,
     is_frozen: bool = False,
 ) -> Published:
     """Put the completions before labelers in the project `name`; nothing is put there twice, and
-    what was put there of other completions is removed. `is_frozen`: the labels are there already,
+    what was put there of other completions is removed. `folder` is the round's: what its snapshots
+    know of a task that was deleted is put back with it. `is_frozen`: the labels are there already,
     so nothing is put before anybody.
 
     Raises:
-        InputError: people have ranked other completions in this project.
+        InputError: people have ranked other completions in this project, or it belongs to another
+            folder's run.
     """
     tasks = read_candidates(completions)
     answers_per_task = math.ceil(rankings_wanted(config, len(tasks)) / len(tasks))
@@ -97,22 +127,83 @@ def publish(
             counted(len(tasks), "task"),
             counted(overlap, "labeler"),
         )
-    project = label_studio.ensure_project(name, config.instructions, overlap)
-    if is_frozen:
-        return Published(project, completions, len(tasks), created=0)
-    label_studio.remove_others(project, tasks)
-    report = label_studio.publish(project, tasks)
-    return Published(project, completions, len(tasks), report.created)
+    run = _run_id(folder)
+    for attempt in range(1, _PUBLISHED_ANEW_AT_MOST + 1):
+        project = label_studio.ensure_project(name, config.instructions, overlap, run)
+        if is_frozen:
+            return Published(project, completions, len(tasks), 0, folder)
+        known = _known_tasks(folder / "snapshots", tasks)
+        try:
+            report = publishing.publish(label_studio, project, tasks, known)
+        except Gone:
+            if attempt == _PUBLISHED_ANEW_AT_MOST:
+                raise
+            logger.warning("somebody deleted project %r meanwhile: created anew", name)
+            continue
+        if report.created and known:
+            logger.warning(
+                "%s had been deleted in Label Studio's project %r: put back, with %s from the "
+                "newest snapshot; what was answered after it is lost (in the community edition "
+                "every account can delete everything)",
+                counted(report.created, "task"),
+                name,
+                counted(report.answers, "answer"),
+            )
+        return Published(
+            project, completions, len(tasks), report.created, folder, in_project=report.tasks
+        )
+    raise AssertionError
+
+
+def _run_id(folder: Path) -> str:
+    """The run's lasting id, by which its project in Label Studio is told from another folder's of
+    the same name: `runs/<name>/id`, made the first time."""
+    path = folder.parents[1] / "id"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"id.{os.getpid()}.partial")
+        partial.write_text(f"{uuid.uuid4().hex[:12]}\n")
+        put_in_place(partial, path)
+        return path.read_text().strip()
+
+
+def _known_tasks(folder: Path, tasks: Sequence[Candidates]) -> dict[str, KnownTask]:
+    seen = snapshots.last_seen(folder, {task.key for task in tasks})
+    return {key: KnownTask.of(task) for key, task in seen.items()}
 
 
 def rankings_wanted(config: Labeling, tasks: int) -> int:
     return config.wanted or tasks
 
 
+def look(label_studio: LabelStudio, published: Published, tasks: Sequence[Candidates]) -> Look:
+    """Export what people have ranked, keep it, and read it.
+
+    Raises Gone when the project was deleted, ConnectionError when the server fails.
+    """
+    content = label_studio.export_bytes(published.project)
+    try:
+        export = snapshots.parse(content)
+    except InputError as error:
+        raise ConnectionError(f"Label Studio at {label_studio.url}: {error}") from None
+    snapshot = snapshots.keep(published.snapshots, content)
+    note_answers(published.snapshots, export)
+    rankings, refused = usable_rankings(published.snapshots, export, tasks)
+    return Look(rankings, refused, snapshot)
+
+
 def usable_rankings(
-    label_studio: LabelStudio, project: Project, tasks: Sequence[Candidates]
+    folder: Path, export: Tasks, tasks: Sequence[Candidates]
 ) -> tuple[list[Ranking], Counter[str]]:
-    return rankings_from_export(label_studio.export(project), tasks)
+    """The rankings of a kept export, and how many annotations are not used, by `Refusal`. `folder`
+    holds the round's snapshots."""
+    return rankings_from_export(export, tasks, withdrawn(folder, export))
+
+
+def listed(refused: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
 
 
 def simulate(label_studio: LabelStudio, published: Published, config: Labeling) -> Answered:
@@ -130,80 +221,6 @@ def simulate(label_studio: LabelStudio, published: Published, config: Labeling) 
             for labeler in config.simulated
         )
     )
-
-
-def wait_for_rankings(
-    label_studio: LabelStudio,
-    published: Published,
-    config: Labeling,
-    reconnect: Callable[[], LabelStudio] | None = None,
-    on_wait: Callable[[int, int, str], None] = lambda *_: None,
-) -> Opened:
-    """Wait until there are enough usable rankings.
-
-    A labeler's latest answer to a task counts once; flagged prompts count as answered. A Label
-    Studio that is away for a while is waited for; `reconnect` finds it again, perhaps elsewhere.
-    `on_wait` is told the rankings that are there, those wanted, and the page to rank at.
-    Simulated labelers have answered all that they ever will before the gate.
-
-    Raises:
-        InputError: only simulated labelers have ranked, and that is not enough.
-    """
-    project, tasks = published.project, read_candidates(published.completions)
-    wanted = rankings_wanted(config, len(tasks))
-    answers = label_studio.count(project).answers
-    (rankings, refused), looked = usable_rankings(label_studio, project, tasks), time.monotonic()
-    while len(rankings) < wanted:
-        _refuse_to_wait_for_nobody(rankings, refused, wanted, config)
-        page = label_studio.page(project.id)
-        on_wait(len(rankings), wanted, page)
-        logger.info(
-            "%d of %s are there%s; rank at %s",
-            len(rankings),
-            counted(wanted, "ranking"),
-            f"; not usable: {_listed(refused)}" if refused else "",
-            page,
-            extra={"progress": (len(rankings), wanted)},
-        )
-        time.sleep(config.poll_seconds)
-        try:
-            now = label_studio.count(project).answers
-            enough = len(rankings) + now - answers >= wanted
-            if enough or time.monotonic() - looked > _EXPORT_EVERY_S:
-                rankings, refused = usable_rankings(label_studio, project, tasks)
-                answers, looked = now, time.monotonic()
-        except ConnectionError as error:
-            logger.warning("%s; the gate waits for it (`rankloop up` starts it)", error)
-            label_studio = _found_again(label_studio, reconnect)
-    return Opened(len(rankings))
-
-
-def _refuse_to_wait_for_nobody(
-    rankings: Sequence[Ranking], refused: Counter[str], wanted: int, config: Labeling
-) -> None:
-    """Simulated labelers give no more than they gave; where people rank too, there is hope."""
-    simulations = {simulated.labeler_email(labeler) for labeler in config.simulated}
-    if not simulations or any(ranking.labeler not in simulations for ranking in rankings):
-        return
-    unusable = f" (not usable: {_listed(refused)})" if refused else ""
-    raise InputError(
-        f"{len(rankings)} of {counted(wanted, 'ranking')} are there{unusable}, and the "
-        "simulated labelers have answered everything: lower labeling.wanted, add labelers with "
-        "other names to labeling.simulated, or let people rank and run again"
-    )
-
-
-def _found_again(
-    label_studio: LabelStudio, reconnect: Callable[[], LabelStudio] | None
-) -> LabelStudio:
-    try:
-        return reconnect() if reconnect else label_studio
-    except (ConnectionError, InputError):
-        return label_studio  # not back yet; what a person must mend, the next look tells
-
-
-def _listed(refused: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
 
 
 def find_frozen(labels: Path, completions: Path) -> FrozenLabels | None:
@@ -228,24 +245,33 @@ def find_frozen(labels: Path, completions: Path) -> FrozenLabels | None:
             "completions (the model, the prompts or the sampling changed since); give this run "
             "another name with --name, or remove that file to rank anew"
         )
-    return FrozenLabels(labels, len(rankings), len({r.labeler for r in rankings}), reused=True)
+    pinned = snapshots.pinned(labels.parent / "snapshots")
+    return FrozenLabels(
+        labels,
+        len(rankings),
+        len({r.labeler for r in rankings}),
+        reused=True,
+        snapshot=pinned.path.name if pinned else "",
+    )
 
 
-def freeze(label_studio: LabelStudio, published: Published, labels: Path) -> FrozenLabels:
-    """Write the usable rankings to `labels`, atomically; for a round that has none yet."""
+def freeze(published: Published, snapshot: Snapshot, labels: Path) -> FrozenLabels:
+    """Write the usable rankings of a kept export to `labels`, atomically; for a round that has none
+    yet. Label Studio is not asked: whatever happens there afterwards changes nothing.
+
+    Raises InputError when the snapshot is damaged.
+    """
     tasks = read_candidates(published.completions)
-    rankings, refused = usable_rankings(label_studio, published.project, tasks)
+    rankings, refused = usable_rankings(published.snapshots, snapshot.tasks(), tasks)
+    snapshots.pin(snapshot)
     write_rankings(rankings, labels)
     if refused:
-        logger.warning(
-            "%s not used: %s",
-            counted(refused.total(), "answer"),
-            _listed(refused),
-        )
+        logger.warning("%s not used: %s", counted(refused.total(), "answer"), listed(refused))
     return FrozenLabels(
         labels,
         len(rankings),
         len({r.labeler for r in rankings}),
         reused=False,
+        snapshot=snapshot.path.name,
         refused={str(reason): count for reason, count in refused.items()},
     )

@@ -107,7 +107,7 @@ class _Maker:
             done: Outcome[Any] = _unwrap(_SYNCS[name](*arguments))
             line, there = headline(name, vars(done.value)), reused(done.value)
             where = getattr(done.value, "where", "")
-            if name == "publish":
+            if name == "publish" or (name == "gate" and where):  # it may be created anew there
                 self.record.document["addresses"]["labeling"] = where
             elif name == "freeze":
                 self.record.document["labels"] |= _labels_metrics(done.value)
@@ -142,4 +142,6 @@ def _unwrap(outcome: Any) -> Any:
 
 def _labels_metrics(frozen: FrozenLabels) -> dict[str, Any]:
     metrics: dict[str, Any] = {"rankings": frozen.rankings, "labelers": frozen.labelers}
+    if frozen.snapshot:
+        metrics["snapshot"] = frozen.snapshot
     return metrics if frozen.reused else metrics | {"refused": frozen.refused}

@@ -30,6 +30,7 @@ from pydantic import BaseModel
 
 from flows import labels, servers
 from flows.config import RoundConfig
+from flows.gate import wait_for_rankings
 from flows.labels import FrozenLabels, Published
 from flows.progress import LOGGERS
 from flows.runner import Line, StageError, StageResult, run_stage
@@ -96,7 +97,12 @@ def publish(
     known = labels.find_frozen(frozen, file)
     return _answer(
         labels.publish(
-            _label_studio(), config.name, config.labeling, file, is_frozen=known is not None
+            _label_studio(),
+            config.name,
+            config.labeling,
+            file,
+            frozen.parent,
+            is_frozen=known is not None,
         )
     )
 
@@ -124,9 +130,7 @@ def gate(
     if known is not None:
         return _answer(labels.Opened(known.rankings))
     return _answer(
-        labels.wait_for_rankings(
-            _label_studio(), published.value, config.labeling, _label_studio, on_wait
-        )
+        wait_for_rankings(_label_studio(), published.value, config.labeling, _label_studio, on_wait)
     )
 
 
@@ -136,7 +140,11 @@ def freeze(
 ) -> Answer[FrozenLabels]:
     """The rankings that this round learns from, written once."""
     known = labels.find_frozen(path, published.value.completions)
-    return _answer(known or labels.freeze(_label_studio(), published.value, path))
+    if known is not None:
+        return _answer(known)
+    snapshot = opened.value.snapshot
+    assert snapshot is not None  # without frozen labels the gate has looked
+    return _answer(labels.freeze(published.value, snapshot, path))
 
 
 @task(task_run_name="summary", **_RETRIES)

@@ -80,6 +80,14 @@ class Labeling(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         description="Seconds between two looks at Label Studio while waiting.",
         json_schema_extra=UNKEYED,
     )
+    snapshot_minutes: float = Field(
+        15.0,
+        gt=0,
+        description="While waiting, what people have ranked is exported and kept at least this "
+        "often, if anything changed: in Label Studio's community edition every account can delete "
+        "everything.",
+        json_schema_extra=UNKEYED,
+    )
     simulated: tuple[SimulatedLabeler, ...] = Field(
         (), description="Simulated labelers; empty when people rank."
     )

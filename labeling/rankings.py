@@ -7,7 +7,8 @@ here. Pure: nothing is asked of a server.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -20,7 +21,8 @@ class Refusal(StrEnum):
 
     UNKNOWN_TASK = "unknown_task"  # a task without our key, or with the key of other candidates
     UNKNOWN_LABELER = "unknown_labeler"  # no account's email: a deleted account
-    SUPERSEDED = "superseded"  # the same labeler answered the same task again later
+    DUPLICATE = "duplicate"  # the same labeler answered the same task again later
+    WITHDRAWN = "withdrawn"  # it was there in an earlier export, and somebody deleted it
     SKIPPED = "skipped"
     UNTOUCHED = "untouched"  # submitted without ranking anything
     PARTIAL = "partial"  # some completions were left outside the tiers
@@ -35,7 +37,9 @@ class _Refused(Exception):
 
 
 def rankings_from_export(
-    export: Iterable[Mapping[str, Any]], candidates: Sequence[Candidates]
+    export: Iterable[Mapping[str, Any]],
+    candidates: Sequence[Candidates],
+    withdrawn: Iterable[tuple[str, str]] = (),
 ) -> tuple[list[Ranking], Counter[str]]:
     """Usable rankings of an export, and how many annotations were refused, by `Refusal`.
 
@@ -43,29 +47,31 @@ def rankings_from_export(
       export: tasks with annotations, as `LabelStudio.export` gives them: `completed_by` must be
         expanded to the account, because its email is the labeler's lasting name.
       candidates: the tasks that were published; anything else in the project is refused.
+      withdrawn: (task key, labeler) of answers that earlier exports had and this one has not
+        (labeling/withdrawn.py); they are only counted.
 
-    Each labeler has one say on each task: the latest. `bad_prompt` or `none_acceptable` is an
-    answer also without a complete ranking: such a Ranking has no tiers, hence gives no pairs.
-    Sorted by task and labeler.
+    Each labeler has one say on each task: the latest, by the time of the last change. A skip after
+    an answer takes the answer back, an answer after a skip counts. `bad_prompt` or
+    `none_acceptable` is an answer also without a complete ranking: such a Ranking has no tiers,
+    hence gives no pairs. Sorted by task and labeler.
     """
     known = {c.key: len(c.completions) for c in candidates}
     refused: Counter[str] = Counter()
     latest: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for task in export:
-        key = _get(_get(task, "data"), "key")
-        for annotation in _get(task, "annotations") or ():
-            labeler = _get(_get(annotation, "completed_by"), "email")
-            if not isinstance(key, str) or key not in known:
-                refused[Refusal.UNKNOWN_TASK] += 1
-            elif not isinstance(labeler, str) or not labeler:
-                refused[Refusal.UNKNOWN_LABELER] += 1
-            else:
-                labeler = labeler.lower()  # one mailbox, however it was typed at the signup
-                before = latest.get((key, labeler))
-                if before is not None:
-                    refused[Refusal.SUPERSEDED] += 1
-                if before is None or _time(before) <= _time(annotation):
-                    latest[key, labeler] = annotation
+    for key, labeler, annotation in annotations_of(export):
+        if key not in known:
+            refused[Refusal.UNKNOWN_TASK] += 1
+        elif not labeler:
+            refused[Refusal.UNKNOWN_LABELER] += 1
+        else:
+            before = latest.get((key, labeler))
+            if before is not None:
+                refused[Refusal.DUPLICATE] += 1
+            if before is None or changed_at(before) <= changed_at(annotation):
+                latest[key, labeler] = annotation
+    gone = sum(pair[0] in known and pair not in latest for pair in withdrawn)
+    if gone:
+        refused[Refusal.WITHDRAWN] += gone
     rankings = []
     for (key, labeler), annotation in sorted(latest.items(), key=lambda item: item[0]):
         try:
@@ -73,6 +79,23 @@ def rankings_from_export(
         except _Refused as refusal:
             refused[refusal.refusal] += 1
     return rankings, refused
+
+
+def annotations_of(
+    export: Iterable[Mapping[str, Any]],
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(task key, labeler, annotation) of all annotations; "" for a key that is not ours or an
+    account that has no address any more."""
+    for task in export:
+        key = _get(_get(task, "data"), "key")
+        for annotation in _get(task, "annotations") or ():
+            email = _get(_get(annotation, "completed_by"), "email")
+            yield (
+                key if isinstance(key, str) else "",
+                # One mailbox, however it was typed at the signup.
+                email.lower() if isinstance(email, str) else "",
+                annotation,
+            )
 
 
 def _ranking(annotation: Mapping[str, Any], key: str, labeler: str, count: int) -> Ranking:
@@ -140,11 +163,18 @@ def _get(value: Any, name: str) -> Any:
     return value.get(name) if isinstance(value, Mapping) else None
 
 
-def _time(annotation: Mapping[str, Any]) -> tuple[str, int]:
-    """Orders one labeler's annotations of one task: by the last change, then by id.
-
-    Export times are all in UTC and of one form, so they sort as text.
-    """
+def changed_at(annotation: Mapping[str, Any]) -> tuple[datetime, int]:
+    """Orders one labeler's annotations of one task: by the last change, then by id."""
     id_ = _get(annotation, "id")
-    updated = _get(annotation, "updated_at") or _get(annotation, "created_at") or ""
-    return str(updated), id_ if isinstance(id_, int) else 0
+    updated = _get(annotation, "updated_at") or _get(annotation, "created_at")
+    return read_time(updated), id_ if isinstance(id_, int) else 0
+
+
+def read_time(text: Any) -> datetime:
+    """A time of the export; of what is none, a time before all others. As texts they do not sort:
+    on a full second Label Studio leaves out the fraction."""
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        time = datetime.min
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

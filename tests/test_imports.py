@@ -45,7 +45,7 @@ def test_only_flows_imports_prefect_and_one_file_the_label_studio_sdk() -> None:
     prefect = {name_of(p).split("/")[0] for p in FILES if "prefect" in packages(p)}
     sdk = {name_of(p) for p in FILES if "label_studio_sdk" in packages(p)}
     assert prefect == {"flows"}
-    assert sdk == {"labeling/label_studio.py"}
+    assert sdk == {"labeling/connection.py"}
 
 
 def test_no_file_of_labeling_or_flows_and_no_config_names_torch() -> None:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from label_studio_sdk.core.api_error import ApiError
 
 from flows import labels
 from flows.embedded import free_port
 from flows.servers import Servers
-from labeling import label_studio as module
+from labeling import connection, publishing
 from labeling.config import Labeling
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio
+from labeling.project_tasks import keys
 from labeling.records import (
     Candidates,
     Completion,
@@ -128,6 +128,11 @@ def completions(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def round_folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "name" / "rounds" / "000"
+
+
 def name() -> str:
     return f"bad-{uuid.uuid4().hex[:8]}"
 
@@ -137,68 +142,43 @@ def test_a_label_studio_that_disappears_while_publishing_is_one_line_and_doubles
     servers: Servers,
     proxy: Proxy,
     completions: Path,
+    round_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH", 10)
-    monkeypatch.setattr(module, "_ATTEMPTS", 2)  # the waits between them are half of the time
+    monkeypatch.setattr(publishing, "BATCH", 10)
+    monkeypatch.setattr(connection, "ATTEMPTS", 2)  # the waits between them are half of the time
     through, project = LabelStudio(proxy.url, servers.label_studio.token), name()
-    real = through._import
+    real = through.client.projects.import_tasks
 
-    def leave_after_the_first(*arguments: object) -> None:
-        real(*arguments)  # type: ignore[arg-type]
+    def leave_after_the_first(*arguments: Any, **given: Any) -> Any:
+        made = real(*arguments, **given)
         proxy.leave()
+        return made
 
-    monkeypatch.setattr(through, "_import", leave_after_the_first)
+    monkeypatch.setattr(through.client.projects, "import_tasks", leave_after_the_first)
     with pytest.raises(ConnectionError) as caught:
-        labels.publish(through, project, Labeling(), completions)
+        labels.publish(through, project, Labeling(), completions, round_folder)
     assert_says(one_line(str(caught.value), "Label Studio at"), [proxy.url, "cannot be reached"])
-    published = labels.publish(label_studio, project, Labeling(), completions)
+    published = labels.publish(label_studio, project, Labeling(), completions, round_folder)
     assert published.created == 20
-    assert set(label_studio.keys(published.project).values()) == {1}
+    assert set(keys(label_studio, published.project).values()) == {1}
 
 
-def test_a_label_studio_that_disappears_before_the_labels_are_frozen_leaves_no_file(
+def test_a_label_studio_that_disappears_before_the_export_keeps_no_half_of_it(
     servers: Servers,
     proxy: Proxy,
     completions: Path,
-    tmp_path: Path,
+    round_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_ATTEMPTS", 2)
+    monkeypatch.setattr(connection, "ATTEMPTS", 2)
     through = LabelStudio(proxy.url, servers.label_studio.token)
-    published = labels.publish(through, name(), Labeling(), completions)
+    published = labels.publish(through, name(), Labeling(), completions, round_folder)
     proxy.leave()
     with pytest.raises(ConnectionError) as caught:
-        labels.freeze(through, published, tmp_path / "labels.parquet")
+        labels.look(through, published, tasks("half-way"))
     assert_says(one_line(str(caught.value), "Label Studio at"), ["cannot be reached"])
-    assert not list(tmp_path.glob("labels*"))
-
-
-def test_a_project_deleted_while_the_gate_waits_ends_the_wait(
-    label_studio: LabelStudio, completions: Path
-) -> None:
-    published = labels.publish(label_studio, name(), Labeling(), completions)
-    ended: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            labels.wait_for_rankings(label_studio, published, Labeling(poll_seconds=0.05))
-        except InputError as error:
-            ended.append(error)
-
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    deadline = time.monotonic() + 30
-    while (
-        not ended and time.monotonic() < deadline
-    ):  # Label Studio refuses while an export of the project is at work
-        with contextlib.suppress(ApiError):
-            label_studio.client.projects.delete(published.project.id)
-        waiting.join(0.5)
-    assert len(ended) == 1
-    line = one_line(str(ended[0]), "")
-    assert label_studio.url in line
-    assert "gone" in line or "deleted" in line
+    assert not published.snapshots.exists()
 
 
 def test_labels_frozen_of_other_completions_say_what_changed(

@@ -96,7 +96,7 @@ def outcome(project: Project) -> Outcome:
         manifest = json.loads((entry / "manifest.json").read_text())
         outputs[stage] = {name: output["sha256"] for name, output in manifest["outputs"].items()}
     parts = ("prompts", "sft", "completions", "reward", "ppo", "evaluation")
-    labels = {k: v for k, v in document["labels"].items() if k != "refused"}
+    labels = {k: v for k, v in document["labels"].items() if k not in ("refused", "snapshot")}
     return Outcome(
         labels=(project.round_folder() / "labels.parquet").read_bytes(),
         outputs=outputs,

@@ -1,29 +1,18 @@
 from __future__ import annotations
 
-import threading
 from typing import Any
 
-import httpx
 import pytest
 
 from flows.embedded import free_port
-from labeling import label_studio as module
-from labeling import page
+from labeling import connection, page
+from labeling.connection import Gone
 from labeling.errors import InputError
-from labeling.label_studio import LabelStudio, Project, PublishReport
+from labeling.label_studio import LabelStudio
+from labeling.publishing import publish
 from labeling.rankings import Refusal, rankings_from_export
-from labeling.records import Candidates, Completion, Prompt, Ranking
-
-
-def make_tasks(name: str, count: int) -> list[Candidates]:
-    return [
-        Candidates(Prompt(text=f"{name} {n}"), (Completion(f"yes {n}"), Completion(f"no {n}")))
-        for n in range(count)
-    ]
-
-
-def task_ids(server: LabelStudio, project: Project) -> dict[str, int]:
-    return {task["data"]["key"]: task["id"] for task in server.export(project)}
+from labeling.records import Ranking
+from tests.labeling.two_answers import make_tasks, task_ids
 
 
 def test_a_refused_token_is_one_clear_line(label_studio: LabelStudio) -> None:
@@ -93,65 +82,19 @@ def test_titles_that_label_studio_refuses_are_made_to_fit(
     assert label_studio.ensure_project(title, "Rank them.") == project
 
 
-def test_publishing_twice_creates_nothing_the_second_time(label_studio: LabelStudio) -> None:
-    project = label_studio.ensure_project("publish twice", "Rank them.")
-    tasks = make_tasks("twice", 7)
-    assert label_studio.publish(project, tasks[:3]) == PublishReport(3, 0)
-    assert label_studio.publish(project, [*tasks, tasks[0]]) == PublishReport(4, 3)
-    assert label_studio.publish(project, tasks) == PublishReport(0, 7)
-    assert dict(label_studio.keys(project)) == {task.key: 1 for task in tasks}
-
-
-@pytest.mark.parametrize("committed", [True, False])
-def test_a_failed_request_neither_doubles_nor_loses_a_task(
-    label_studio: LabelStudio, monkeypatch: pytest.MonkeyPatch, committed: bool
-) -> None:
-    project = label_studio.ensure_project(f"lost answer {committed}", "Rank them.")
-    tasks = make_tasks("lost", 25)
-    real = label_studio.client.projects.import_tasks
-    calls = 0
-
-    def fail_second(*args: Any, **given: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls != 2:
-            return real(*args, **given)
-        if committed:
-            real(*args, **given)
-        raise httpx.ReadTimeout("lost")
-
-    monkeypatch.setattr(module, "_BATCH", 10)
-    monkeypatch.setattr(label_studio.client.projects, "import_tasks", fail_second)
-    assert label_studio.publish(project, tasks) == PublishReport(25, 0)
-    assert dict(label_studio.keys(project)) == {task.key: 1 for task in tasks}
-    assert calls == (3 if committed else 4)
-
-
-def test_what_a_killed_run_sent_last_is_not_sent_again(label_studio: LabelStudio) -> None:
-    """Its request arrives when the next run has found nothing there yet."""
-    label_studio.ensure_project("arrives late", "Rank them.")
-    project = label_studio.ensure_project("arrives late", "Rank them.")
-    tasks = make_tasks("late", 5)
-    late = threading.Timer(0.5, label_studio._import, (project, tasks))
-    late.start()
-    assert label_studio.publish(project, tasks) == PublishReport(0, 5)
-    late.join()
-    assert dict(label_studio.keys(project)) == {task.key: 1 for task in tasks}
-
-
-def test_publishing_to_a_deleted_project_is_an_input_error(label_studio: LabelStudio) -> None:
+def test_a_deleted_project_is_told_apart(label_studio: LabelStudio) -> None:
     project = label_studio.ensure_project("deleted", "Rank them.")
     label_studio.client.projects.delete(project.id)
-    with pytest.raises(InputError, match="gone"):
-        label_studio.publish(project, make_tasks("deleted", 1))
-    with pytest.raises(InputError, match="deleted"):
+    with pytest.raises(Gone, match="gone"):
+        label_studio.count(project)
+    with pytest.raises(Gone, match="deleted"):
         label_studio.export(project)
 
 
 def test_rankings_come_back_under_the_labelers_email(label_studio: LabelStudio) -> None:
     project = label_studio.ensure_project("come back", "Rank them.")
     tasks = make_tasks("back", 3)
-    label_studio.publish(project, tasks)
+    publish(label_studio, project, tasks)
     ids = task_ids(label_studio, project)
     ann, bob = (label_studio.ensure_labeler(f"{name}@example.org") for name in ("Ann", "bob"))
     assert label_studio.ensure_labeler("ann@example.org") == ann
@@ -171,7 +114,7 @@ def test_rankings_come_back_under_the_labelers_email(label_studio: LabelStudio) 
 def test_the_count_holds_answers_and_skips_apart(label_studio: LabelStudio) -> None:
     project = label_studio.ensure_project("count", "Rank them.")
     tasks = make_tasks("count", 3)
-    label_studio.publish(project, tasks)
+    publish(label_studio, project, tasks)
     ids = task_ids(label_studio, project)
     me = label_studio.ensure_labeler("labeler@rankloop.local")
     result = page.annotation_result(Ranking(tasks[0].key, "", ((0,), (1,))), 2)
@@ -186,18 +129,68 @@ def test_the_count_holds_answers_and_skips_apart(label_studio: LabelStudio) -> N
     assert refused == {Refusal.SKIPPED: 1}
 
 
-def test_a_reused_task_id_does_not_confuse_tasks(label_studio: LabelStudio) -> None:
-    project = label_studio.ensure_project("reused id", "Rank them.")
-    old, new = make_tasks("reused", 2)
-    label_studio.publish(project, [old])
-    label_studio.client.tasks.delete(str(task_ids(label_studio, project)[old.key]))
-    label_studio.publish(project, [new])
-    me = label_studio.ensure_labeler("ann@example.org")
-    ranking = Ranking(new.key, "ann@example.org", ((1,), (0,)))
-    ids = task_ids(label_studio, project)
-    label_studio.annotate(ids[new.key], page.annotation_result(ranking, 2), me)
-    assert rankings_from_export(label_studio.export(project), [old, new])[0] == [ranking]
-
-
 def test_a_token_stays_out_of_representations(label_studio: LabelStudio, servers: Any) -> None:
     assert servers.label_studio.token not in repr(label_studio) + repr(servers)
+
+
+def test_the_export_has_what_somebody_marked_as_ground_truth(label_studio: LabelStudio) -> None:
+    """One star on the page, and the server's filter for usual answers leaves the answer out."""
+    project = label_studio.ensure_project("starred", "Rank them.")
+    tasks = make_tasks("starred", 1)
+    publish(label_studio, project, tasks)
+    label_studio.client.annotations.create(
+        task_ids(label_studio, project)[tasks[0].key],
+        result=page.annotation_result(Ranking(tasks[0].key, "", ((0,), (1,))), 2),
+        ground_truth=True,
+    )
+    assert len(rankings_from_export(label_studio.export(project), tasks)[0]) == 1
+
+
+def test_the_last_change_moves_with_every_change(label_studio: LabelStudio) -> None:
+    project = label_studio.ensure_project("changes", "Rank them.")
+    assert label_studio.last_change(project) == ""
+    tasks = make_tasks("changes", 2)
+    publish(label_studio, project, tasks)
+    seen = [label_studio.last_change(project)]
+    assert label_studio.last_change(project) == seen[0]
+    annotations, id_ = (
+        label_studio.client.annotations,
+        task_ids(label_studio, project)[tasks[0].key],
+    )
+    made = annotations.create(id_, result=[])
+    seen.append(label_studio.last_change(project))
+    annotations.update(made.id, result=[], was_cancelled=True)
+    seen.append(label_studio.last_change(project))
+    annotations.delete(made.id)
+    seen.append(label_studio.last_change(project))
+    assert len(set(seen)) == 4
+
+
+def test_a_failed_export_is_no_export(
+    label_studio: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ATTEMPTS", 1)
+    project = label_studio.ensure_project("failed export", "Rank them.")
+    exports = label_studio.client.projects.exports
+    real = exports.create
+
+    def fail(*arguments: Any, **given: Any) -> Any:
+        made: Any = real(*arguments, **given)
+        return made.model_copy(update={"status": "failed"})
+
+    monkeypatch.setattr(exports, "create", fail)
+    with pytest.raises(ConnectionError, match="failed to export"):
+        label_studio.export_bytes(project)
+    assert list(exports.list(project.id)) == []
+
+
+def test_a_project_of_nobodys_run_becomes_this_runs_and_anothers_does_not(
+    label_studio: LabelStudio,
+) -> None:
+    project = label_studio.ensure_project("whose", "first")
+    assert not label_studio.ensure_project("whose", "mine", run="aaa").is_shared
+    anothers = label_studio.ensure_project("whose", "theirs", run="bbb")
+    assert (anothers.id, anothers.is_shared) == (project.id, True)
+    stored: Any = label_studio.client.projects.get(project.id)
+    assert stored.expert_instruction == "mine"
+    assert "run aaa" in stored.description

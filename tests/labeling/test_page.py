@@ -120,7 +120,9 @@ def labeling(
 ) -> Callable[[str, list[Candidates]], Project]:
     def start(title: str, tasks: list[Candidates]) -> Project:
         project = label_studio.ensure_project(title, "Rank the answers from best to worst.")
-        label_studio.publish(project, tasks)
+        from labeling.publishing import publish  # noqa: PLC0415 (the SDK takes a second)
+
+        publish(label_studio, project, tasks)
         log_in(browser, servers.label_studio.url, servers_home)
         open_labeling(browser, project, len(tasks[0].completions))
         return project

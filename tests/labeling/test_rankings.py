@@ -173,7 +173,7 @@ def test_the_latest_answer_of_a_labeler_wins(latest_first: bool) -> None:
     (expected,), _ = rankings_from_export([exported(task, late)], [task])
     assert [r.labeler for r in rankings] == [EMAIL, "bob@example.org"]
     assert rankings[0] == expected
-    assert refused == {Refusal.SUPERSEDED: 1}
+    assert refused == {Refusal.DUPLICATE: 1}
 
 
 def test_a_later_skip_takes_the_earlier_answer_back() -> None:
@@ -182,7 +182,7 @@ def test_a_later_skip_takes_the_earlier_answer_back() -> None:
     skip = annotation([], was_cancelled=True, updated_at="2026-01-01T11:00:00Z", id=2)
     rankings, refused = rankings_from_export([exported(task, answer, skip)], [task])
     assert rankings == []
-    assert refused == {Refusal.SUPERSEDED: 1, Refusal.SKIPPED: 1}
+    assert refused == {Refusal.DUPLICATE: 1, Refusal.SKIPPED: 1}
 
 
 def test_one_labelers_answers_to_a_task_published_twice_count_once() -> None:
@@ -191,7 +191,7 @@ def test_one_labelers_answers_to_a_task_published_twice_count_once() -> None:
     again = annotation(ranked({"t1": ["c0"], "t2": ["c1"]}), id=2)
     rankings, refused = rankings_from_export([exported(task, first), exported(task, again)], [task])
     assert len(rankings) == 1
-    assert refused == {Refusal.SUPERSEDED: 1}
+    assert refused == {Refusal.DUPLICATE: 1}
 
 
 @pytest.mark.parametrize(
@@ -223,3 +223,55 @@ def test_more_tiers_than_the_page_has_cannot_be_saved() -> None:
     ranking = Ranking("k", EMAIL, tuple((i,) for i in range(6)))
     with pytest.raises(ValueError, match="6 tiers"):
         page.annotation_result(ranking, 6)
+
+
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        ("2026-01-01T10:00:00Z", "2026-01-01T10:00:00.000001Z"),  # as texts, the other way round
+        ("2026-01-01T10:00:00.5Z", "2026-01-01T11:00:00.5+00:59"),
+    ],
+)
+def test_times_are_compared_as_times(early: str, late: str) -> None:
+    task = candidates(2)
+    first = annotation(ranked({"t1": ["c0"], "t2": ["c1"]}), updated_at=early, id=2)
+    last = annotation(ranked({"t1": ["c1"], "t2": ["c0"]}), updated_at=late, id=1)
+    (expected,), _ = rankings_from_export([exported(task, last)], [task])
+    assert rankings_from_export([exported(task, first, last)], [task])[0] == [expected]
+
+
+def test_of_two_answers_of_one_moment_the_younger_wins() -> None:
+    task = candidates(2)
+    first = annotation(ranked({"t1": ["c0"], "t2": ["c1"]}), id=9)
+    last = annotation(ranked({"t1": ["c1"], "t2": ["c0"]}), id=10)
+    (expected,), _ = rankings_from_export([exported(task, last)], [task])
+    assert rankings_from_export([exported(task, last, first)], [task])[0] == [expected]
+
+
+def test_an_edit_of_the_first_answer_after_the_second_is_what_the_labeler_last_meant() -> None:
+    task = candidates(2)
+    edited = annotation(ranked({"t1": ["c0"], "t2": ["c1"]}), updated_at="2026-01-01T12:00:00Z")
+    second = annotation(ranked({"t1": ["c1"]}), updated_at="2026-01-01T11:00:00Z", id=2)
+    rankings, refused = rankings_from_export([exported(task, edited, second)], [task])
+    assert len(rankings) == 1
+    assert refused == {Refusal.DUPLICATE: 1}
+
+
+def test_an_answer_after_a_skip_counts() -> None:
+    task = candidates(2)
+    skip = annotation([], was_cancelled=True, updated_at="2026-01-01T10:00:00Z")
+    answer = annotation(
+        ranked({"t1": ["c0"], "t2": ["c1"]}), updated_at="2026-01-01T11:00:00Z", id=2
+    )
+    rankings, refused = rankings_from_export([exported(task, skip, answer)], [task])
+    assert len(rankings) == 1
+    assert refused == {Refusal.DUPLICATE: 1}
+
+
+def test_withdrawn_answers_are_counted_unless_they_are_there_or_of_other_tasks() -> None:
+    task = candidates(2)
+    export = [exported(task, annotation(ranked({"t1": ["c0"], "t2": ["c1"]})))]
+    gone = [(task.key, EMAIL), (task.key, "bob@example.org"), ("another", EMAIL)]
+    rankings, refused = rankings_from_export(export, [task], gone)
+    assert len(rankings) == 1
+    assert refused == {Refusal.WITHDRAWN: 1}

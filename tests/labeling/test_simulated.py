@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from labeling.config import SimulatedLabeler
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio
+from labeling.publishing import publish
 from labeling.rankings import rankings_from_export
 from labeling.records import Candidates, Completion, Prompt, read_candidates, write_candidates
 from labeling.scoring import ScoreFunction
@@ -110,7 +111,7 @@ def test_answers_arrive_as_ranked_with_progress(
 ) -> None:
     tasks = make_tasks("arrive", 12)
     project = label_studio.ensure_project("sim arrive", "x")
-    label_studio.publish(project, tasks)
+    publish(label_studio, project, tasks)
     labeler = make_labeler(noise=5.0, tie_within=3.0)
     with caplog.at_level(logging.INFO, "labeling.simulated"):
         assert answer_tasks(labeler, length, label_studio, project, tasks) == 12
@@ -127,7 +128,7 @@ def test_answers_arrive_as_ranked_with_progress(
 def test_a_restart_answers_only_what_is_left(label_studio: LabelStudio) -> None:
     tasks = make_tasks("restart", 9)
     project = label_studio.ensure_project("sim restart", "x")
-    label_studio.publish(project, tasks)
+    publish(label_studio, project, tasks)
     labeler = make_labeler(name="restarted")
     assert answer_tasks(labeler, length, label_studio, project, tasks, limit=4) == 4
     assert answer_tasks(labeler, length, label_studio, project, tasks) == 5
@@ -141,7 +142,7 @@ def test_a_lost_reply_does_not_double_an_answer(
 ) -> None:
     tasks = make_tasks("lost reply", 6)
     project = label_studio.ensure_project("sim lost reply", "x")
-    label_studio.publish(project, tasks)
+    publish(label_studio, project, tasks)
     real, calls = label_studio.annotate, []
 
     def lose_some(task_id: int, *args: Any) -> None:
@@ -164,7 +165,7 @@ def test_a_killed_labeler_goes_on_without_doubling(
 ) -> None:
     tasks = make_tasks("killed", 60)
     project = label_studio.ensure_project("sim killed", "x")
-    label_studio.publish(project, tasks)
+    publish(label_studio, project, tasks)
     write_candidates(tasks, tmp_path / "tasks.parquet")
     labeler = make_labeler(name="killed", noise=2.0)
     job = {"url": label_studio.url, "labeler": labeler.model_dump(), "title": project.title}
@@ -193,7 +194,7 @@ def test_a_killed_labeler_goes_on_without_doubling(
 def test_a_score_function_that_fails_posts_nothing(label_studio: LabelStudio) -> None:
     tasks = make_tasks("bad score", 3)
     project = label_studio.ensure_project("sim bad score", "x")
-    label_studio.publish(project, tasks)
+    publish(label_studio, project, tasks)
     broken = ScoreFunction("my:score", lambda prompts, completions: [float("nan")] * 3)
     with pytest.raises(InputError, match="my:score"):
         answer_tasks(make_labeler(), broken, label_studio, project, tasks)

@@ -1,0 +1,172 @@
+"""The gate: a round waits here for its labelers, for minutes or for days. No Prefect."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from flows import labels
+from flows.labels import Look, Opened, Published, listed, rankings_wanted
+from labeling import simulated
+from labeling.config import Labeling
+from labeling.connection import Gone
+from labeling.errors import InputError
+from labeling.label_studio import Counts, LabelStudio
+from labeling.records import read_candidates
+from labeling.wording import counted
+
+logger = logging.getLogger(__name__)
+
+# A look is an export, a second for a thousand tasks. One is taken when the count of answers says
+# that they may be enough, and else so often, if anything changed (an edit changes no count), but
+# for at most a twentieth of the time.
+_LOOK_EVERY_S = 60.0
+_SHARE_OF_TIME = 1 / 20
+_RESTORED_AT_MOST = 5
+
+
+def wait_for_rankings(
+    label_studio: LabelStudio,
+    published: Published,
+    config: Labeling,
+    reconnect: Callable[[], LabelStudio] | None = None,
+    on_wait: Callable[[int, int, str], None] = lambda *_: None,
+) -> Opened:
+    """Wait until there are enough usable rankings.
+
+    A labeler's latest answer to a task counts once; flagged prompts count as answered. All that is
+    exported is kept. A Label Studio that is away for a while is waited for; `reconnect` finds it
+    again, perhaps elsewhere. Tasks, or the project, that somebody deletes meanwhile are put back
+    with the answers of the newest snapshot. `on_wait` is told the rankings that are there, those
+    wanted, and the page to rank at. Simulated labelers have answered all that they ever will before
+    the gate.
+
+    Raises:
+        InputError: only simulated labelers have ranked, and that is not enough; or somebody deletes
+            the tasks again and again.
+    """
+    gate = _Gate(published, config)
+    while True:
+        try:
+            gate.look(label_studio)
+        except ConnectionError as error:
+            logger.warning("%s; the gate waits for it (`rankloop up` starts it)", error)
+            time.sleep(config.poll_seconds)
+            label_studio = _found_again(label_studio, reconnect)
+            continue
+        page = label_studio.page(gate.published.project.id)
+        seen = gate.seen
+        there = len(seen.rankings)
+        if there >= gate.wanted:
+            return Opened(there, seen.snapshot, page)
+        _refuse_to_wait_for_nobody(seen, gate.wanted, config)
+        on_wait(there, gate.wanted, page)
+        logger.info(
+            "%d of %s are there%s; rank at %s",
+            there,
+            counted(gate.wanted, "ranking"),
+            f"; not usable: {listed(seen.refused)}" if seen.refused else "",
+            page,
+            extra={"progress": (there, gate.wanted)},
+        )
+        time.sleep(config.poll_seconds)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A look: what was there just before it, when it ended (s), and how long it took (s)."""
+
+    look: Look
+    counts: Counts
+    changed: str
+    at: float
+    took: float
+
+
+class _Gate:
+    """What the gate knows: the project, which may be created anew, and what was seen last."""
+
+    def __init__(self, published: Published, config: Labeling) -> None:
+        self.published, self.config = published, config
+        self.tasks = read_candidates(published.completions)
+        self.wanted = rankings_wanted(config, len(self.tasks))
+        self._looked: _Looked | None = None
+        self._restored = 0
+
+    @property
+    def seen(self) -> Look:
+        assert self._looked is not None
+        return self._looked.look
+
+    def look(self, label_studio: LabelStudio) -> None:
+        """Look whether all is as it should be, and at the answers where it may be worth it."""
+        project = self.published.project
+        try:
+            counts = label_studio.count(project)
+            if counts.tasks != self.published.in_project:
+                self._put_back(label_studio)
+                project, self._looked = self.published.project, None
+                counts = label_studio.count(project)
+            if not self._may_be_enough(counts) and not self._is_due():
+                return
+            changed, begun = label_studio.last_change(project), time.monotonic()
+            last = self._looked
+            if last and (last.counts, last.changed) == (counts, changed):
+                self._looked = replace(last, at=begun)
+                return
+            look = labels.look(label_studio, self.published, self.tasks)
+            now = time.monotonic()
+            self._looked = _Looked(look, counts, changed, now, now - begun)
+        except Gone:
+            self._put_back(label_studio)
+            self._looked = None
+            self.look(label_studio)
+
+    def _may_be_enough(self, counts: Counts) -> bool:
+        if self._looked is None:
+            return True
+        new = counts.answers - self._looked.counts.answers
+        return new > 0 and len(self.seen.rankings) + new >= self.wanted
+
+    def _is_due(self) -> bool:
+        assert self._looked is not None
+        every = max(_LOOK_EVERY_S, self._looked.took / _SHARE_OF_TIME)
+        every = min(every, 60.0 * self.config.snapshot_minutes)
+        return time.monotonic() - self._looked.at >= every
+
+    def _put_back(self, label_studio: LabelStudio) -> None:
+        before = self.published
+        self.published = labels.publish(
+            label_studio, before.project.title, self.config, before.completions, before.folder
+        )
+        self._restored += self.published.created > 0
+        if self._restored > _RESTORED_AT_MOST:
+            raise InputError(
+                f"tasks of project {before.project.title!r} were deleted in Label Studio "
+                f"{self._restored} times while this round waited: find out who does it, then run "
+                f"again; all that was ranked before is kept in {before.snapshots}"
+            )
+
+
+def _refuse_to_wait_for_nobody(seen: Look, wanted: int, config: Labeling) -> None:
+    """Simulated labelers give no more than they gave; where people rank too, there is hope."""
+    simulations = {simulated.labeler_email(labeler) for labeler in config.simulated}
+    if not simulations or any(ranking.labeler not in simulations for ranking in seen.rankings):
+        return
+    unusable = f" (not usable: {listed(seen.refused)})" if seen.refused else ""
+    raise InputError(
+        f"{len(seen.rankings)} of {counted(wanted, 'ranking')} are there{unusable}, and the "
+        "simulated labelers have answered everything: lower labeling.wanted, add labelers with "
+        "other names to labeling.simulated, or let people rank and run again"
+    )
+
+
+def _found_again(
+    label_studio: LabelStudio, reconnect: Callable[[], LabelStudio] | None
+) -> LabelStudio:
+    try:
+        return reconnect() if reconnect else label_studio
+    except (ConnectionError, InputError):
+        return label_studio  # not back yet; what a person must mend, the next look tells

@@ -1,0 +1,190 @@
+"""Tasks in: whatever state the project is in, afterwards each task is there once, with the answers
+that are known of it.
+
+A task is known by its key alone. After a failed request nobody knows whether it was committed (all
+of it or nothing, never a part), and a request whose client gave up may still arrive: so nothing is
+sent again before what is there was read, and what came twice all the same is taken away.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from labeling import connection, page, project_tasks
+from labeling.connection import LONG_REQUEST_S
+from labeling.label_studio import LabelStudio, Project
+from labeling.project_tasks import Listed
+from labeling.rankings import changed_at, read_time
+from labeling.records import Candidates
+from labeling.wording import counted
+
+logger = logging.getLogger(__name__)
+
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """How many of the given tasks were created now, and how many were there before; how many
+    answers were put back with those created; `tasks`: all in the project, strangers' too."""
+
+    created: int
+    already_there: int
+    answers: int = field(default=0, compare=False)
+    tasks: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True)
+class KnownTask:
+    """A task as an export has it: when it was created, and the annotations of it that can be put
+    back, oldest first."""
+
+    created: datetime
+    annotations: Sequence[Mapping[str, Any]]
+
+    @staticmethod
+    def of(exported: Mapping[str, Any]) -> KnownTask:
+        """Without the answers of accounts that are gone: the import would take them for ours."""
+        named = [a for a in exported.get("annotations") or () if _email(a)]
+        return KnownTask(read_time(exported.get("created_at")), sorted(named, key=changed_at))
+
+
+def publish(
+    server: LabelStudio,
+    project: Project,
+    tasks: Sequence[Candidates],
+    known: Mapping[str, KnownTask] | None = None,
+) -> PublishReport:
+    """Put the tasks before labelers: send what is missing, and delete what is of other completions
+    or there twice, unless people have answered it.
+
+    `known`: by key, the tasks as the newest export that has them has them. A task that was deleted
+    since comes back with its answers: their labelers, their order and the time that they took. Only
+    their dates are new.
+
+    Raises InputError, and changes nothing, when people have ranked other completions in this
+    project, or it is another folder's; ConnectionError when the server keeps failing; Gone when
+    somebody deletes the project meanwhile.
+    """
+    state = _State(server, project, {task.key: task for task in tasks}, known or {})
+    if server.count(project).tasks:
+        state.read()
+    if state.missing() and not project.is_new:
+        server.wait_until_stable(project)  # what a killed run sent last may still arrive
+        state.read()
+    before, answers, failures, disagreements = len(state.keys), 0, 0, 0
+    while True:
+        if missing := state.missing():
+            try:
+                answers += state.send(missing[:BATCH])
+                failures = 0
+            except ConnectionError as error:
+                failures += 1
+                if failures == connection.ATTEMPTS:
+                    raise
+                logger.warning("%s; looking at what arrived", error)
+                server.wait_until_stable(project)
+                state.read()
+            done, wanted = len(state.keys), len(state.wanted)
+            logger.info("tasks published: %d/%d", done, wanted, extra={"progress": (done, wanted)})
+            continue
+        count = server.count(project).tasks
+        if count == state.count or disagreements == connection.ATTEMPTS:
+            break
+        disagreements += 1  # somebody else publishes too, or deletes
+        state.read()
+    if count != state.count:
+        logger.warning(
+            "project %r has %s, not %d: somebody is changing it",
+            project.title,
+            counted(count, "task"),
+            state.count,
+        )
+    return PublishReport(len(state.wanted) - before, before, answers, count)
+
+
+class _State:
+    """What is known of the project's tasks: `keys` are there, `count` tasks in all."""
+
+    def __init__(
+        self,
+        server: LabelStudio,
+        project: Project,
+        wanted: Mapping[str, Candidates],
+        known: Mapping[str, KnownTask],
+    ) -> None:
+        self.server, self.project = server, project
+        self.wanted, self.known = wanted, known
+        self.keys: set[str] = set()
+        self.count = 0
+        self._accounts: dict[str, int] = {}
+
+    def missing(self) -> list[Candidates]:
+        return [task for key, task in self.wanted.items() if key not in self.keys]
+
+    def read(self) -> None:
+        """Ask what is there, and clear away what should not be."""
+        listed, strangers = project_tasks.list_tasks(self.server, self.project)
+        ours = project_tasks.remove_others(self.server, self.project, listed, self.wanted.keys())
+        ours = project_tasks.remove_copies(self.server, self.project, ours, self._lost(ours))
+        self.keys = {task.key for task in ours}
+        self.count = len(ours) + strangers
+
+    def _lost(self, listed: Sequence[Listed]) -> set[str]:
+        """Tasks that had answers and were created anew since. Where the server forgot to put their
+        answers back (see `send`), they are sent once more."""
+        created: dict[str, set[datetime]] = {}
+        for task in listed:
+            created.setdefault(task.key, set()).add(task.created)
+        return {
+            key
+            for key, task in self.known.items()
+            if task.annotations and task.created not in created.get(key, ())
+        }
+
+    def send(self, batch: Sequence[Candidates]) -> int:
+        """One request, which the server commits whole or not at all; how many answers it held."""
+        rows: list[Any] = []
+        for task in batch:
+            row: dict[str, Any] = {"data": page.task_data(task)}
+            if task.key in self.known:
+                row["annotations"] = [
+                    self._annotation(annotation) for annotation in self.known[task.key].annotations
+                ]
+            rows.append(row)
+        answers = sum(len(row.get("annotations", ())) for row in rows)
+        made = self.server.ask(
+            lambda: self.server.client.projects.import_tasks(
+                self.project.id,
+                request=rows,
+                request_options={"max_retries": 0, "timeout_in_seconds": int(LONG_REQUEST_S)},
+            )
+        )
+        if (made.annotation_count or 0) < answers:
+            # It does so when it meets a locked database and tries once more.
+            raise ConnectionError("Label Studio took tasks without their answers")
+        self.keys.update(task.key for task in batch)
+        self.count += len(batch)
+        return answers
+
+    def _annotation(self, exported: Mapping[str, Any]) -> dict[str, Any]:
+        """An exported annotation as an import takes it."""
+        email = _email(exported)
+        if email not in self._accounts:
+            self._accounts[email] = self.server.ensure_labeler(email)
+        return {
+            "result": exported.get("result") or [],
+            "completed_by": self._accounts[email],
+            "was_cancelled": bool(exported.get("was_cancelled")),
+            "ground_truth": bool(exported.get("ground_truth")),
+            "lead_time": exported.get("lead_time"),
+        }
+
+
+def _email(annotation: Mapping[str, Any]) -> str:
+    account = annotation.get("completed_by")
+    return str(account.get("email") or "") if isinstance(account, Mapping) else ""

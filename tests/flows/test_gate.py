@@ -1,0 +1,283 @@
+"""The gate, against the real Label Studio."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from label_studio_sdk.core.api_error import ApiError
+
+from flows import gate, labels
+from flows.gate import wait_for_rankings
+from flows.labels import Look, Opened, Published
+from flows.servers import Servers
+from labeling import page, snapshots
+from labeling.config import Labeling
+from labeling.errors import InputError
+from labeling.label_studio import Counts, LabelStudio, Project
+from labeling.project_tasks import keys, list_tasks
+from labeling.records import Ranking
+from tests.flows.ranked_round import (
+    ANN,
+    LABELER,
+    answer,
+    exported,
+    publish_round,
+    rank,
+    tasks,
+    until,
+)
+
+
+@pytest.fixture
+def published(label_studio: LabelStudio, tmp_path: Path) -> Published:
+    return publish_round(label_studio, tmp_path)
+
+
+class Waiting:
+    """The gate in a thread of its own."""
+
+    def __init__(self, label_studio: LabelStudio, published: Published, config: Labeling) -> None:
+        self.opened: Opened | None = None
+        self.failed: InputError | None = None
+        self.told: list[tuple[int, int, str]] = []
+
+        def wait() -> None:
+            try:
+                self.opened = wait_for_rankings(
+                    label_studio, published, config, on_wait=lambda *state: self.told.append(state)
+                )
+            except InputError as error:
+                self.failed = error
+
+        self.thread = threading.Thread(target=wait, daemon=True)
+        self.thread.start()
+
+    def end(self) -> Opened | None:
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        return self.opened
+
+
+def test_the_gate_opens_when_there_are_enough_rankings_and_not_before(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    answer(label_studio, published, limit=2)
+    waiting = Waiting(label_studio, published, Labeling(wanted=3, poll_seconds=0.05))
+    waiting.thread.join(1.0)
+    assert waiting.opened is None
+    answer(label_studio, published, limit=1)
+    assert waiting.end() == Opened(3)
+
+
+def test_an_open_gate_is_passed_at_once(label_studio: LabelStudio, published: Published) -> None:
+    answer(label_studio, published, limit=4)
+    opened = wait_for_rankings(label_studio, published, Labeling(poll_seconds=1e6))
+    assert (opened, opened.where) == (Opened(4), published.project.url)
+
+
+def test_the_gate_hands_on_the_kept_export_that_opened_it(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    answer(label_studio, published, limit=4)
+    opened = wait_for_rankings(label_studio, published, Labeling())
+    assert opened.snapshot == snapshots.kept(published.snapshots)[0]
+    kept = {task["data"]["key"]: task["annotations"] for task in opened.snapshot.tasks()}
+    there = exported(label_studio, published)
+    assert kept == {key: task["annotations"] for key, task in there.items()}
+
+
+def test_rankings_of_simulated_labelers_that_cannot_be_enough_are_an_input_error(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    answer(label_studio, published, limit=4)
+    config = Labeling(wanted=5, poll_seconds=1e6, simulated=(LABELER,))
+    with pytest.raises(InputError, match=r"4 of 5 rankings.*lower labeling\.wanted"):
+        wait_for_rankings(label_studio, published, config)
+    seen = labels.look(label_studio, published, tasks())
+    people = Look([Ranking("key", ANN, ((0,), (1,)))], Counter(), seen.snapshot)
+    gate._refuse_to_wait_for_nobody(people, 5, config)
+
+
+def test_the_gate_says_which_answers_are_not_usable(
+    label_studio: LabelStudio, published: Published, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer(label_studio, published, limit=3)
+    (last,) = (t for t in tasks() if not exported(label_studio, published)[t.key]["annotations"])
+    rank(label_studio, published, last, tiers=[[0]])
+    caplog.set_level("INFO", "flows.gate")
+    waiting = Waiting(label_studio, published, Labeling(poll_seconds=0.05))
+    until(lambda: "3 of 4 rankings are there; not usable: 1 partial" in caplog.text)
+    assert waiting.told[0] == (3, 4, published.project.url)
+    answer(label_studio, published, limit=1)
+    assert waiting.end() == Opened(4)
+
+
+def test_the_gate_waits_for_a_label_studio_that_is_away_and_finds_it_elsewhere(
+    label_studio: LabelStudio,
+    servers: Servers,
+    published: Published,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leaving = LabelStudio(label_studio.url, servers.label_studio.token)
+    counts = iter([leaving.count(published.project)])
+
+    def count(project: Project) -> Counts:
+        for known in counts:
+            return known
+        raise ConnectionError("it is away")
+
+    troubles = iter([ConnectionError("not ready"), InputError("cannot be reached")])
+
+    def reconnect() -> LabelStudio:
+        for trouble in troubles:
+            raise trouble
+        answer(label_studio, published, limit=4)
+        return label_studio
+
+    monkeypatch.setattr(leaving, "count", count)
+    config = Labeling(poll_seconds=0.01)
+    opened = wait_for_rankings(leaving, published, config, reconnect)
+    assert opened == Opened(4)
+
+
+# --- snapshots while it waits ---------------------------------------------------------------------
+
+
+def test_while_nothing_changes_nothing_is_exported_again(
+    label_studio: LabelStudio, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(gate, "_SHARE_OF_TIME", 1e9)
+    looks: list[float] = []
+    real = labels.look
+
+    def look(*arguments: Any) -> Look:
+        looks.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(labels, "look", look)
+    rank(label_studio, published, tasks()[0])
+    waiting = Waiting(label_studio, published, Labeling(wanted=2, poll_seconds=0.01))
+    until(lambda: len(waiting.told) > 5)
+    assert len(looks) == 1
+    rank(label_studio, published, tasks()[1])
+    assert waiting.end() == Opened(2)
+    assert len(looks) == 2
+
+
+def test_an_edit_is_seen_although_it_changes_no_count(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    task = tasks()[0]
+    rank(label_studio, published, task, tiers=[[0]])
+    config = Labeling(wanted=1, poll_seconds=0.05, snapshot_minutes=0.01)
+    waiting = Waiting(label_studio, published, config)
+    until(lambda: waiting.told)
+    (partial,) = exported(label_studio, published)[task.key]["annotations"]
+    whole = page.annotation_result(Ranking(task.key, ANN, ((0,), (1,))), 2)
+    label_studio.client.annotations.update(partial["id"], result=whole)
+    assert waiting.end() == Opened(1)
+
+
+def test_what_changes_while_the_gate_waits_is_kept_on_a_schedule(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    config = Labeling(wanted=4, poll_seconds=0.05, snapshot_minutes=0.01)
+    waiting = Waiting(label_studio, published, config)
+    until(lambda: len(snapshots.kept(published.snapshots)) == 1)
+    rank(label_studio, published, tasks()[0])
+    until(lambda: len(snapshots.kept(published.snapshots)) == 2)
+    answer(label_studio, published, limit=4)
+    assert waiting.end() == Opened(5)
+
+
+def test_a_withdrawn_answer_is_counted_and_not_used(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    first, second = tasks()[:2]
+    rank(label_studio, published, first)
+    rank(label_studio, published, second)
+    labels.look(label_studio, published, tasks())
+    (mine,) = exported(label_studio, published)[first.key]["annotations"]
+    label_studio.client.annotations.delete(mine["id"])
+    seen = labels.look(label_studio, published, tasks())
+    assert [ranking.task for ranking in seen.rankings] == [second.key]
+    assert seen.refused == {"withdrawn": 1}
+    rank(label_studio, published, first)
+    assert not labels.look(label_studio, published, tasks()).refused
+
+
+# --- somebody deletes while it waits --------------------------------------------------------------
+
+
+def delete_project(label_studio: LabelStudio, project: Project) -> None:
+    """Label Studio refuses while an export of the project is at work."""
+
+    def deleted() -> bool:
+        with contextlib.suppress(ApiError):
+            label_studio.client.projects.delete(project.id)
+        found = label_studio.client.projects.list_counts(ids=str(project.id)).results
+        return not found
+
+    until(deleted)
+
+
+def test_a_project_deleted_while_the_gate_waits_comes_back_with_its_answers(
+    label_studio: LabelStudio, published: Published, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer(label_studio, published, limit=2)
+    rank(label_studio, published, tasks()[0], tiers=[[1], [0]])
+    before = labels.look(label_studio, published, tasks())
+    waiting = Waiting(label_studio, published, Labeling(wanted=4, poll_seconds=0.05))
+    until(lambda: waiting.told)
+    delete_project(label_studio, published.project)
+    until(lambda: waiting.told[-1][2] != published.project.url)
+    anew = label_studio.find_project(published.project.title)
+    assert anew is not None
+    assert waiting.told[-1] == (3, 4, anew.url)
+    (line,) = [r.getMessage() for r in caplog.records if "put back" in r.getMessage()]
+    assert "4 tasks had been deleted" in line
+    assert "with 3 answers" in line
+    published = replace(published, project=anew)
+    again = labels.look(label_studio, published, tasks())
+    assert (again.rankings, again.refused) == (before.rankings, before.refused)
+    answer(label_studio, published, limit=1)
+    opened = waiting.end()
+    assert opened == Opened(4)
+    assert opened.where == anew.url
+
+
+def test_single_tasks_deleted_while_the_gate_waits_come_back_once(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    answer(label_studio, published, limit=3)
+    waiting = Waiting(label_studio, published, Labeling(wanted=4, poll_seconds=0.05))
+    until(lambda: waiting.told)
+    for task in list_tasks(label_studio, published.project)[0][:2]:
+        label_studio.client.tasks.delete(str(task.id))
+    until(lambda: label_studio.count(published.project) == Counts(4, 3, 0))
+    answer(label_studio, published, limit=4)
+    assert waiting.end() == Opened(4)
+    assert dict(keys(label_studio, published.project)) == {task.key: 1 for task in tasks()}
+
+
+def test_who_deletes_again_and_again_is_not_followed_for_ever(
+    label_studio: LabelStudio, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "_RESTORED_AT_MOST", 1)
+    waiting = Waiting(label_studio, published, Labeling(wanted=4, poll_seconds=0.05))
+    until(lambda: waiting.told)
+    for _ in range(2):
+        until(lambda: label_studio.count(published.project).tasks == 4)
+        (task, *_), _ = list_tasks(label_studio, published.project)
+        label_studio.client.tasks.delete(str(task.id))
+    waiting.end()
+    line = str(waiting.failed)
+    assert "deleted in Label Studio 2 times while this round waited" in line
+    assert str(published.snapshots) in line
