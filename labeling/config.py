@@ -113,6 +113,21 @@ class Pairs(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         description="`all`: every pair of completions in different tiers. `adjacent`: only pairs "
         "of neighbouring tiers. `best_vs_rest`: each of the best tier against all below it.",
     )
+    ties: Literal["drop", "keep"] = Field(
+        "drop",
+        description="Two completions in one tier: `drop` makes no pair of them. `keep` writes them "
+        "in both orders with margin 0 and `tie` true, which asks the reward model for equal "
+        "scores; such a tie weighs as much as two preferences. `adjacent` keeps ties of every "
+        "tier, `best_vs_rest` those of the best.",
+    )
+    labelers: Literal["each", "majority"] = Field(
+        "each",
+        description="Several labelers on one task: `each` gives the pairs of each labeler's "
+        "ranking, contradictions included. `majority` gives one pair for two completions, as most "
+        "of their labelers prefer (equally many is a tie), with the mean margin of these; a task "
+        "that more than half of its labelers call a bad prompt gives none. A pair is made when "
+        "`strategy` makes it of one ranking at least, and then all who ranked both vote.",
+    )
     margin_per_tier: float = Field(
         0.0,
         ge=0,

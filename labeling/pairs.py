@@ -1,200 +1,213 @@
-"""Rankings → preference pairs."""
+"""Rankings → preference pairs.
+
+Decisions, with their reasons:
+
+- **Ties** are dropped, or kept in both orders with margin 0 and `tie`. In the Bradley-Terry loss
+  the two orders add up to -log s(d) - log s(-d), twice the cross-entropy with a label of 1/2: it is
+  smallest where both scores are equal, and no side is favoured by where it stood. A tie hence
+  weighs as much as two preferences; TRL's trainers know no weights.
+- **`majority`** takes one vote of each labeler who ranked both completions, whatever the strategy
+  made of it: a comparison is made when the strategy makes it in one ranking at least, and one who
+  puts the two far apart the other way round is not silenced by `adjacent`. As many for as against
+  is a tie. The margin is the mean over those who prefer the winner.
+- **`none_acceptable`** with a ranking still says which of the bad answers is less bad, so it gives
+  pairs; without one it gives none.
+- **`bad_prompt`** is one labeler's word: no pairs of that labeler; the others of the task keep
+  theirs. With `majority`, a task that more than half of its labelers call a bad prompt gives none.
+- **Identical texts** are compared exactly as the model reads them, spaces included.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from labeling.config import Pairs
 from labeling.errors import InputError
-from labeling.prompts import parse_prompt
-from labeling.records import (
-    Candidates,
-    Completion,
-    PreferencePair,
-    Prompt,
-    Ranking,
-    read_candidates,
-    read_rankings,
-    write_table,
+from labeling.pair_table import answers, pair_writer, schema
+from labeling.parquet import BATCH
+from labeling.ranking_arrays import (
+    Array,
+    PairArrays,
+    outvoted,
+    pair_up,
+    read_ranking_arrays,
 )
+from labeling.records import read_task_keys
 from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
 
+_ROW_GROUP = 32_768
+
 
 @dataclass(frozen=True)
 class PairMetrics:
-    """What came out of the rankings."""
+    """What came out of the rankings.
+
+    A comparison is of two completions of a task, by one labeler or by the majority; those that the
+    strategy makes are `pairs` + `ties_kept` + `ties_dropped` + `identical_texts`. A tie that is
+    kept takes two rows in the file. `shared_comparisons` were made by several labelers, and in
+    `contradictions` of them two prefer the opposite, whatever the strategy.
+
+    Of the rankings, `bad_prompt`, `outvoted` (by a majority that calls the prompt bad) and
+    `unranked` (only said that no answer is acceptable) gave no comparison; `all_tied` put
+    everything into one tier. `disputed_prompts` are tasks that some labelers call a bad prompt and
+    others do not.
+    """
 
     rankings: int
+    labelers: int
     pairs: int
     prompts: int
-    bad_prompt: int
+    ties_kept: int
+    ties_dropped: int
     identical_texts: int
     all_tied: int
     unranked: int
+    none_acceptable: int
+    bad_prompt: int
+    disputed_prompts: int
+    outvoted: int
+    shared_comparisons: int
+    contradictions: int
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """Some tasks of the file: the `(T,)` prompts, all texts one after the other, and where each
+    task's begin."""
+
+    prompts: pa.Array
+    texts: pa.StringArray
+    finished: pa.BooleanArray
+    starts: Array
+    sizes: Array
+
+    def same_text(self, k: int) -> Array:
+        """Which of a task's first k completions are the same text, (T, P)."""
+        first, second = np.triu_indices(k, 1)
+        task, comparison = np.nonzero(second < self.sizes[:, None])
+        a = self.starts[task] + first[comparison]
+        b = self.starts[task] + second[comparison]
+        length = pc.binary_length(self.texts).to_numpy(zero_copy_only=False)
+        alike = np.flatnonzero(length[a] == length[b])  # few, so few texts are looked at
+        equal = pc.equal(self.texts.take(pa.array(a[alike])), self.texts.take(pa.array(b[alike])))
+        same = np.zeros((len(self.sizes), len(first)), bool)
+        same[task[alike], comparison[alike]] = equal.to_numpy(zero_copy_only=False)
+        return same
 
 
 def make_pairs(config: Pairs, completions: Path, labels: Path, out: Path) -> PairMetrics:
-    """Write `out/pairs.parquet` from the frozen labels.
+    """Write `out/pairs.parquet` from the frozen labels (labeling/pair_table.py says its columns).
 
-    The columns are TRL's: `prompt`, `chosen`, `rejected` (texts, or messages for conversations)
-    and `margin`; beside them `prompt_key` (split by it, never by pair), `chosen_finished` and
-    `rejected_finished`, and `labeler`.
+    Rows are in the order of the tasks in `completions`, then by labeler, then by the places of the
+    two completions: the same completions and labels give the same bytes. Texts are read and written
+    some thousand tasks at a time; beside them stand some 100 bytes for each task and ranking.
 
     Raises:
         InputError: the labels rank other completions than these, or give no pair at all.
     """
-    tasks = {c.key: c for c in read_candidates(completions)}
-    rankings = read_rankings(labels)
-    unknown = [r.task for r in rankings if r.task not in tasks]
-    if unknown:
-        raise InputError(
-            f"{labels}: {len(unknown)} of {len(rankings)} rankings are of completions that are not "
-            f"in {completions} (first: {unknown[0]})"
-        )
-    refused: Counter[str] = Counter()
-    pairs: list[PreferencePair] = []
-    for ranking in rankings:
-        if ranking.bad_prompt:
-            refused["bad_prompt"] += 1
-            continue
-        if not ranking.tiers:  # only said that no answer is acceptable
-            refused["unranked"] += 1
-            continue
-        new, identical = pairs_of(ranking, tasks[ranking.task], config)
-        refused["identical_texts"] += identical
-        refused["all_tied"] += not new and not identical
-        pairs.extend(new)
-    if not pairs:
-        raise InputError(f"{labels}: {len(rankings)} rankings hold no preference between two texts")
-    write_pairs(pairs, out / "pairs.parquet")
+    keys, prompt_keys = read_task_keys(completions)
+    rankings = read_ranking_arrays(labels, keys, completions)
+    bad, unranked = rankings.bad_prompt, ~rankings.is_ranked & ~rankings.bad_prompt
+    lost = outvoted(rankings) & ~bad & ~unranked & (config.labelers == "majority")
+    usable = rankings[~(bad | unranked | lost)]
+    counts: Counter[str] = Counter()
+    paired = np.zeros(len(keys), bool)
+    start = 0
+    with pair_writer(out / "pairs.parquet", is_chat := _is_chat(completions)) as writer:
+        for tasks in _read_tasks(completions, is_chat):
+            of_tasks = usable.of_tasks(start, start + len(tasks.sizes))
+            k = of_tasks.tiers.shape[1]
+            if (of_tasks.tiers[np.arange(k) >= tasks.sizes[of_tasks.task, None]] >= 0).any():
+                raise InputError(f"{labels}: a ranking names more completions than its task has")
+            pairs, more = pair_up(of_tasks, tasks.same_text(k), config)
+            counts += more
+            paired[start + pairs.task] = True
+            for at in range(0, len(pairs), _ROW_GROUP):
+                part = pairs[at : at + _ROW_GROUP]
+                key = prompt_keys.take(pa.array(start + part.task))
+                margin = config.margin_per_tier * part.tiers_apart
+                writer.write_table(_table(part, tasks, margin, key, usable.names, is_chat))
+            start += len(tasks.sizes)
+        if not counts["pairs"]:
+            raise InputError(
+                f"{labels}: {len(rankings)} rankings hold no preference between two texts"
+            )
     metrics = PairMetrics(
         rankings=len(rankings),
-        pairs=len(pairs),
-        prompts=len({p.prompt.key for p in pairs}),
-        bad_prompt=refused["bad_prompt"],
-        identical_texts=refused["identical_texts"],
-        all_tied=refused["all_tied"],
-        unranked=refused["unranked"],
+        labelers=len(rankings.names),
+        pairs=counts["pairs"],
+        prompts=len(prompt_keys.filter(pa.array(paired)).unique()),
+        ties_kept=counts["ties_kept"],
+        ties_dropped=counts["ties_dropped"],
+        identical_texts=counts["identical_texts"],
+        all_tied=int((usable.tiers.max(axis=1, initial=0) == 0).sum()),
+        unranked=int(unranked.sum()),
+        none_acceptable=int(rankings.none_acceptable.sum()),
+        bad_prompt=int(bad.sum()),
+        disputed_prompts=len(np.intersect1d(rankings.task[bad], rankings.task[~bad])),
+        outvoted=int(lost.sum()),
+        shared_comparisons=counts["shared_comparisons"],
+        contradictions=counts["contradictions"],
     )
     logger.info("%s gave %s", counted(metrics.rankings, "ranking"), counted(metrics.pairs, "pair"))
     return metrics
 
 
-def pairs_of(ranking: Ranking, task: Candidates, config: Pairs) -> tuple[list[PreferencePair], int]:
-    """The pairs of one ranking, and how many were not made because both texts are the same."""
-    pairs: list[PreferencePair] = []
-    identical = 0
-    for better, worse in _tier_pairs(len(ranking.tiers), config.strategy):
-        for i in ranking.tiers[better]:
-            for j in ranking.tiers[worse]:
-                chosen, rejected = task.completions[i], task.completions[j]
-                if chosen.text == rejected.text:
-                    identical += 1
-                    continue
-                margin = config.margin_per_tier * (worse - better)
-                pairs.append(PreferencePair(task.prompt, chosen, rejected, margin, ranking.labeler))
-    return pairs, identical
+def _is_chat(completions: Path) -> bool:
+    with pq.ParquetFile(completions) as file:
+        first = next(file.iter_batches(1, columns=["text"]), None)
+    return first is not None and first["text"].null_count > 0
 
 
-def _tier_pairs(tiers: int, strategy: str) -> Iterator[tuple[int, int]]:
-    if strategy == "adjacent":
-        return iter([(t, t + 1) for t in range(tiers - 1)])
-    if strategy == "best_vs_rest":
-        return iter([(0, t) for t in range(1, tiers)])
-    return combinations(range(tiers), 2)
+def _read_tasks(completions: Path, is_chat: bool) -> Iterator[_Tasks]:
+    with pq.ParquetFile(completions) as file:
+        for batch in file.iter_batches(BATCH, columns=["text", "messages", "completions"]):
+            prompts = batch["messages" if is_chat else "text"]
+            if prompts.null_count:
+                raise InputError(
+                    f"{completions}: some prompts are plain text and others are conversations; "
+                    "write all of them in one form"
+                )
+            sizes = pc.list_value_length(batch["completions"]).to_numpy()
+            each = batch["completions"].flatten()
+            starts = np.cumsum(sizes) - sizes
+            yield _Tasks(prompts, each.field("text"), each.field("finished"), starts, sizes)
 
 
-# --- Parquet, in TRL's columns -------------------------------------------------------------------
-
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
-
-def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> None:
-    """Write pairs as plain text where every prompt is plain, as messages otherwise: TRL wants one
-    form in a file."""
-    chat = any(p.prompt.messages is not None for p in pairs)
-    kind = _MESSAGES if chat else pa.string()
-    schema = pa.schema(
-        [
-            ("prompt", kind),
-            ("chosen", kind),
-            ("rejected", kind),
-            ("margin", pa.float64()),
-            ("prompt_key", pa.string()),
-            ("chosen_finished", pa.bool_()),
-            ("rejected_finished", pa.bool_()),
-            ("labeler", pa.string()),
-        ]
-    )
-    rows = [
+def _table(
+    pairs: PairArrays,
+    tasks: _Tasks,
+    margin: Array,
+    prompt_key: pa.StringArray,
+    names: Array,
+    is_chat: bool,
+) -> pa.Table:
+    prompt = tasks.prompts.take(pa.array(pairs.task))
+    chosen = pa.array(tasks.starts[pairs.task] + pairs.chosen)
+    rejected = pa.array(tasks.starts[pairs.task] + pairs.rejected)
+    columns = schema(is_chat)
+    return pa.table(
         {
-            "prompt": _prompt_value(p.prompt, chat),
-            "chosen": _answer_value(p.chosen, chat),
-            "rejected": _answer_value(p.rejected, chat),
-            "margin": p.margin,
-            "prompt_key": p.prompt.key,
-            "chosen_finished": p.chosen.finished,
-            "rejected_finished": p.rejected.finished,
-            "labeler": p.labeler,
-        }
-        for p in pairs
-    ]
-    write_table(pa.Table.from_pylist(rows, schema=schema), path)
-
-
-def read_pairs(path: Path) -> list[PreferencePair]:
-    """Read pairs in TRL's columns, ours or another's: `margin` and what follows may be missing.
-
-    Raises:
-        InputError: a column is missing or a value has the wrong form, naming the row.
-    """
-    table = pq.read_table(path)
-    missing = {"prompt", "chosen", "rejected"} - set(table.column_names)
-    if missing:
-        raise InputError(f"{path} has no column {', '.join(sorted(missing))}")
-    pairs = []
-    for number, row in enumerate(table.to_pylist(), start=1):
-        where = f"{path}, row {number}"
-        pairs.append(
-            PreferencePair(
-                prompt=parse_prompt(row["prompt"], where, "prompt"),
-                chosen=_answer(row, "chosen", where),
-                rejected=_answer(row, "rejected", where),
-                margin=row.get("margin") or 0.0,
-                labeler=row.get("labeler") or "",
-            )
-        )
-    return pairs
-
-
-def _prompt_value(prompt: Prompt, chat: bool) -> Any:
-    if not chat:
-        return prompt.text
-    if prompt.messages is None:
-        return [{"role": "user", "content": prompt.text}]
-    return [{"role": m.role, "content": m.content} for m in prompt.messages]
-
-
-def _answer_value(completion: Completion, chat: bool) -> Any:
-    return [{"role": "assistant", "content": completion.text}] if chat else completion.text
-
-
-def _answer(row: dict[str, Any], column: str, where: str) -> Completion:
-    value = row[column]
-    finished = row.get(f"{column}_finished")
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = value[0].get("content")
-    if not isinstance(value, str):
-        raise InputError(f"{where}: '{column}' must be a text or one assistant message")
-    return Completion(value, True if finished is None else finished)
+            "prompt": prompt.cast(columns.field("prompt").type),
+            "chosen": answers(tasks.texts.take(chosen), is_chat),
+            "rejected": answers(tasks.texts.take(rejected), is_chat),
+            "margin": margin,
+            "prompt_key": prompt_key,
+            "chosen_finished": tasks.finished.take(chosen),
+            "rejected_finished": tasks.finished.take(rejected),
+            "labeler": np.append(names, "")[pairs.labeler],  # MAJORITY is the last one
+            "tie": pairs.tiers_apart == 0,
+        },
+        schema=columns,
+    )

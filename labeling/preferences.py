@@ -12,7 +12,7 @@ from typing import Any
 
 from labeling.config import Preferences
 from labeling.errors import InputError
-from labeling.pairs import write_pairs
+from labeling.pair_table import write_pairs
 from labeling.prompts import parse_prompt, read_rows, refuse_half_characters
 from labeling.records import Completion, PreferencePair
 

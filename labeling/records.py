@@ -10,13 +10,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labeling.durable import put_in_place
+from labeling.parquet import BATCH, write_table
 
 Split = Literal["train", "evaluation"]
 
@@ -45,7 +46,7 @@ class Prompt:
         if (self.text is None) == (self.messages is None):
             raise ValueError("a Prompt has either text or messages")
 
-    @property
+    @cached_property
     def key(self) -> str:
         if self.messages is None:
             return digest(["text", self.text])
@@ -79,7 +80,7 @@ class Candidates:
     prompt: Prompt
     completions: tuple[Completion, ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         return digest([self.prompt.key, [c.text for c in self.completions]])
 
@@ -105,13 +106,15 @@ class PreferencePair:
     """One completion preferred to another, in TRL's columns `prompt`, `chosen`, `rejected`.
 
     `margin` is the distance in tiers scaled by the user's setting; TRL subtracts it inside the
-    logistic loss. 0 asks for no margin.
+    logistic loss. 0 asks for no margin. `tie` says that neither is better; such a pair stands in
+    both orders (labeling/pairs.py says why).
     """
 
     prompt: Prompt
     chosen: Completion
     rejected: Completion
     margin: float = 0.0
+    tie: bool = False
     labeler: str = field(default="", compare=False)
 
 
@@ -127,7 +130,8 @@ _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]
 _COMPLETION = pa.struct([("text", pa.string()), ("finished", pa.bool_())])
 _PROMPT = [("text", pa.string()), ("messages", _MESSAGES), ("split", pa.string())]
 _PROMPTS = pa.schema(_PROMPT)
-_CANDIDATES = pa.schema([*_PROMPT, ("completions", pa.list_(_COMPLETION))])
+_KEYS = [("key", pa.string()), ("prompt_key", pa.string())]
+_CANDIDATES = pa.schema([*_PROMPT, ("completions", pa.list_(_COMPLETION)), *_KEYS])
 _RANKINGS = pa.schema(
     [
         ("task", pa.string()),
@@ -138,17 +142,6 @@ _RANKINGS = pa.schema(
         ("reason", pa.string()),
     ]
 )
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write Parquet so that `path` is either the whole new file or what it was before."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        pq.write_table(table, partial)
-        put_in_place(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _prompt_row(prompt: Prompt) -> dict:
@@ -184,22 +177,49 @@ def read_prompts(path: Path, split: Split | None = None) -> list[Prompt]:
 
 
 def write_candidates(candidates: Iterable[Candidates], path: Path) -> None:
+    """Write tasks with their keys beside them, for a digest of every text takes its time."""
     rows = [
         _prompt_row(c.prompt)
-        | {"completions": [{"text": a.text, "finished": a.finished} for a in c.completions]}
+        | {
+            "completions": [{"text": a.text, "finished": a.finished} for a in c.completions],
+            "key": c.key,
+            "prompt_key": c.prompt.key,
+        }
         for c in candidates
     ]
-    write_table(pa.Table.from_pylist(rows, schema=_CANDIDATES), path)
+    write_table(pa.Table.from_pylist(rows, schema=_CANDIDATES), path, row_group_size=BATCH)
 
 
 def read_candidates(path: Path) -> list[Candidates]:
-    return [
-        Candidates(
-            _prompt_of(row),
-            tuple(Completion(c["text"], c["finished"]) for c in row["completions"]),
-        )
-        for row in pq.read_table(path).to_pylist()
-    ]
+    """All tasks of the file in order, with or without keys in it."""
+    return [_candidates_of(row) for row in pq.read_table(path, columns=_READ).to_pylist()]
+
+
+def read_task_keys(path: Path) -> tuple[pa.StringArray, pa.StringArray]:
+    """The keys of the tasks in a file of candidates, and those of their prompts, (tasks,) each.
+
+    They are read where they stand in the file, and computed for one that was written before they
+    did.
+    """
+    with pq.ParquetFile(path) as file:
+        if {"key", "prompt_key"} <= set(file.schema_arrow.names):
+            table = file.read(columns=["key", "prompt_key"])
+            return table["key"].combine_chunks(), table["prompt_key"].combine_chunks()
+        keys = [
+            (task.key, task.prompt.key)
+            for batch in file.iter_batches(BATCH, columns=_READ)
+            for task in map(_candidates_of, batch.to_pylist())
+        ]
+    return pa.array([k for k, _ in keys], pa.string()), pa.array([p for _, p in keys], pa.string())
+
+
+_READ = ["text", "messages", "split", "completions"]
+
+
+def _candidates_of(row: dict) -> Candidates:
+    return Candidates(
+        _prompt_of(row), tuple(Completion(c["text"], c["finished"]) for c in row["completions"])
+    )
 
 
 def write_rankings(rankings: Sequence[Ranking], path: Path) -> None:

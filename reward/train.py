@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import RewardConfig, RewardTrainer
 
 from labeling.errors import InputError
-from labeling.pairs import read_pairs
+from labeling.pair_table import read_pairs
 from labeling.records import Completion, PreferencePair, Prompt, read_candidates
 from labeling.wording import counted
 from reward.compute import LogProgress, place, trainer_arguments

@@ -1,0 +1,43 @@
+"""Parquet files that are whole or not there, written at once or piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from labeling.durable import put_in_place
+
+# Rows that are read and written at one time where a file may be larger than memory.
+BATCH = 4096
+
+
+@contextmanager
+def table_writer(
+    path: Path, schema: pa.Schema, compression: str = "snappy", dictionary_bytes: int = 2**20
+) -> Iterator[pq.ParquetWriter]:
+    """Write Parquet piece by piece, each table a row group, so that `path` is either the whole new
+    file or what it was before. `dictionary_bytes` is how large the dictionary of a column may grow
+    in a row group: a value within it is stored once."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with pq.ParquetWriter(
+            partial,
+            schema,
+            compression=compression,
+            dictionary_pagesize_limit=dictionary_bytes,
+        ) as writer:
+            yield writer
+        put_in_place(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_table(table: pa.Table, path: Path, row_group_size: int | None = None) -> None:
+    """Write Parquet so that `path` is either the whole new file or what it was before."""
+    with table_writer(path, table.schema) as writer:
+        writer.write_table(table, row_group_size)
