@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.errors import InputError
-from labeling.parquet import BATCH, table_writer
+from labeling.parquet import BATCH, read_batches, table_writer
 from labeling.prompts import parse_prompt
 from labeling.records import Completion, PreferencePair, Prompt
 
@@ -45,9 +45,9 @@ def schema(is_chat: bool) -> pa.Schema:
 
 @contextmanager
 def pair_writer(path: Path, is_chat: bool) -> Iterator[pq.ParquetWriter]:
-    """Write pairs piece by piece, atomically. A text stands in several pairs of its task, so each
-    row group stores it once: its dictionary may grow as large as the texts are."""
-    with table_writer(path, schema(is_chat), "zstd", dictionary_bytes=2**30) as writer:
+    """Write tables of `schema` piece by piece, atomically. A text stands in several pairs of its
+    task; each row group stores it once, for its dictionary may grow as large as the texts are."""
+    with table_writer(path, schema(is_chat), dictionary_bytes=2**30) as writer:
         yield writer
 
 
@@ -55,9 +55,9 @@ def answers(texts: pa.StringArray, is_chat: bool) -> pa.Array:
     """Completions as `chosen` and `rejected` hold them, (n,)."""
     if not is_chat:
         return texts
-    roles = pa.array(np.full(len(texts), "assistant"))
-    messages = pa.StructArray.from_arrays([roles, texts], fields=list(_MESSAGES.value_type))
-    return pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), messages)
+    role = pa.repeat("assistant", len(texts))
+    message = pa.StructArray.from_arrays([role, texts], fields=list(_MESSAGES.value_type))
+    return pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), message)
 
 
 def write_pairs(pairs: Sequence[PreferencePair], path: Path) -> None:
@@ -98,27 +98,27 @@ def read_pairs(path: Path) -> list[PreferencePair]:
     Raises:
         InputError: a column is missing or a value has the wrong form, naming the row.
     """
+    names = pq.read_schema(path).names
+    missing = {"prompt", "chosen", "rejected"} - set(names)
+    if missing:
+        raise InputError(f"{path} has no column {', '.join(sorted(missing))}")
     pairs: list[PreferencePair] = []
-    with pq.ParquetFile(path) as file:
-        missing = {"prompt", "chosen", "rejected"} - set(file.schema_arrow.names)
-        if missing:
-            raise InputError(f"{path} has no column {', '.join(sorted(missing))}")
-        before: Any = None
-        for batch in file.iter_batches(BATCH):
-            for row in batch.to_pylist():
-                where = f"{path}, row {len(pairs) + 1}"
-                if before is None or row["prompt"] != before:  # pairs of a prompt share one
-                    prompt, before = parse_prompt(row["prompt"], where, "prompt"), row["prompt"]
-                pairs.append(
-                    PreferencePair(
-                        prompt=prompt,
-                        chosen=_answer(row, "chosen", where),
-                        rejected=_answer(row, "rejected", where),
-                        margin=row.get("margin") or 0.0,
-                        tie=row.get("tie") is True,
-                        labeler=row.get("labeler") or "",
-                    )
+    before: Any = None
+    for batch in read_batches(path, [n for n in schema(is_chat=False).names if n in names]):
+        for row in batch.to_pylist():
+            where = f"{path}, row {len(pairs) + 1}"
+            if before is None or row["prompt"] != before:  # pairs of a prompt share one
+                prompt, before = parse_prompt(row["prompt"], where, "prompt"), row["prompt"]
+            pairs.append(
+                PreferencePair(
+                    prompt=prompt,
+                    chosen=_answer(row, "chosen", where),
+                    rejected=_answer(row, "rejected", where),
+                    margin=row.get("margin") or 0.0,
+                    tie=row.get("tie") is True,
+                    labeler=row.get("labeler") or "",
                 )
+            )
     return pairs
 
 

@@ -28,12 +28,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from labeling.config import Pairs
 from labeling.errors import InputError
 from labeling.pair_table import answers, pair_writer, schema
-from labeling.parquet import BATCH
+from labeling.parquet import read_batches
 from labeling.ranking_arrays import (
     Array,
     PairArrays,
@@ -121,6 +120,7 @@ def make_pairs(config: Pairs, completions: Path, labels: Path, out: Path) -> Pai
     bad, unranked = rankings.bad_prompt, ~rankings.is_ranked & ~rankings.bad_prompt
     lost = outvoted(rankings) & ~bad & ~unranked & (config.labelers == "majority")
     usable = rankings[~(bad | unranked | lost)]
+    names = pa.array([*rankings.names.tolist(), ""], pa.string())  # -1, the last, is MAJORITY
     counts: Counter[str] = Counter()
     paired = np.zeros(len(keys), bool)
     start = 0
@@ -137,7 +137,7 @@ def make_pairs(config: Pairs, completions: Path, labels: Path, out: Path) -> Pai
                 part = pairs[at : at + _ROW_GROUP]
                 key = prompt_keys.take(pa.array(start + part.task))
                 margin = config.margin_per_tier * part.tiers_apart
-                writer.write_table(_table(part, tasks, margin, key, usable.names, is_chat))
+                writer.write_table(_table(part, tasks, margin, key, names, is_chat))
             start += len(tasks.sizes)
         if not counts["pairs"]:
             raise InputError(
@@ -165,24 +165,22 @@ def make_pairs(config: Pairs, completions: Path, labels: Path, out: Path) -> Pai
 
 
 def _is_chat(completions: Path) -> bool:
-    with pq.ParquetFile(completions) as file:
-        first = next(file.iter_batches(1, columns=["text"]), None)
+    first = next(read_batches(completions, ["text"]), None)
     return first is not None and first["text"].null_count > 0
 
 
 def _read_tasks(completions: Path, is_chat: bool) -> Iterator[_Tasks]:
-    with pq.ParquetFile(completions) as file:
-        for batch in file.iter_batches(BATCH, columns=["text", "messages", "completions"]):
-            prompts = batch["messages" if is_chat else "text"]
-            if prompts.null_count:
-                raise InputError(
-                    f"{completions}: some prompts are plain text and others are conversations; "
-                    "write all of them in one form"
-                )
-            sizes = pc.list_value_length(batch["completions"]).to_numpy()
-            each = batch["completions"].flatten()
-            starts = np.cumsum(sizes) - sizes
-            yield _Tasks(prompts, each.field("text"), each.field("finished"), starts, sizes)
+    for batch in read_batches(completions, ["text", "messages", "completions"]):
+        prompts = batch["messages" if is_chat else "text"]
+        if prompts.null_count:
+            raise InputError(
+                f"{completions}: some prompts are plain text and others are conversations; "
+                "write all of them in one form"
+            )
+        sizes = pc.list_value_length(batch["completions"]).to_numpy()
+        each = batch["completions"].flatten()
+        starts = np.cumsum(sizes) - sizes
+        yield _Tasks(prompts, each.field("text"), each.field("finished"), starts, sizes)
 
 
 def _table(
@@ -190,23 +188,22 @@ def _table(
     tasks: _Tasks,
     margin: Array,
     prompt_key: pa.StringArray,
-    names: Array,
+    names: pa.StringArray,
     is_chat: bool,
 ) -> pa.Table:
-    prompt = tasks.prompts.take(pa.array(pairs.task))
     chosen = pa.array(tasks.starts[pairs.task] + pairs.chosen)
     rejected = pa.array(tasks.starts[pairs.task] + pairs.rejected)
     columns = schema(is_chat)
     return pa.table(
         {
-            "prompt": prompt.cast(columns.field("prompt").type),
+            "prompt": tasks.prompts.take(pa.array(pairs.task)).cast(columns.field("prompt").type),
             "chosen": answers(tasks.texts.take(chosen), is_chat),
             "rejected": answers(tasks.texts.take(rejected), is_chat),
             "margin": margin,
             "prompt_key": prompt_key,
             "chosen_finished": tasks.finished.take(chosen),
             "rejected_finished": tasks.finished.take(rejected),
-            "labeler": np.append(names, "")[pairs.labeler],  # MAJORITY is the last one
+            "labeler": names.take(pa.array(pairs.labeler % len(names))),
             "tie": pairs.tiers_apart == 0,
         },
         schema=columns,

@@ -97,7 +97,7 @@ def read_ranking_arrays(labels: Path, keys: pa.StringArray, completions: Path) -
             f"in {completions} (first: {first})"
         )
     labelers = pc.dictionary_encode(table["labeler"].combine_chunks())
-    names, rank = np.unique(labelers.dictionary.to_numpy(zero_copy_only=False), return_inverse=True)
+    names, rank = np.unique(np.array(labelers.dictionary.to_pylist(), str), return_inverse=True)
     rankings = RankingArrays(
         task=rows.to_numpy(),
         labeler=rank[labelers.indices.to_numpy()],

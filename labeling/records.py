@@ -17,7 +17,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labeling.parquet import BATCH, write_table
+from labeling.parquet import BATCH, read_batches, write_table
 
 Split = Literal["train", "evaluation"]
 
@@ -201,15 +201,14 @@ def read_task_keys(path: Path) -> tuple[pa.StringArray, pa.StringArray]:
     They are read where they stand in the file, and computed for one that was written before they
     did.
     """
-    with pq.ParquetFile(path) as file:
-        if {"key", "prompt_key"} <= set(file.schema_arrow.names):
-            table = file.read(columns=["key", "prompt_key"])
-            return table["key"].combine_chunks(), table["prompt_key"].combine_chunks()
-        keys = [
-            (task.key, task.prompt.key)
-            for batch in file.iter_batches(BATCH, columns=_READ)
-            for task in map(_candidates_of, batch.to_pylist())
-        ]
+    if {"key", "prompt_key"} <= set(pq.read_schema(path).names):
+        table = pq.read_table(path, columns=["key", "prompt_key"])
+        return table["key"].combine_chunks(), table["prompt_key"].combine_chunks()
+    keys = [
+        (task.key, task.prompt.key)
+        for batch in read_batches(path, _READ)
+        for task in map(_candidates_of, batch.to_pylist())
+    ]
     return pa.array([k for k, _ in keys], pa.string()), pa.array([p for _, p in keys], pa.string())
 
 
