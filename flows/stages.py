@@ -43,20 +43,21 @@ COMPLETIONS = Stage(
     "ppo.generation:sample_completions",
     {"policy": "model", "prompts": "path"},
     "completions.parquet",
-    version=3,
+    version=4,
 )
 PREFERENCES = Stage(
     "preferences",
     "labeling.preferences:load_preferences",
     {"data": "dataset"},
     "pairs.parquet",
-    version=2,
+    version=3,
 )
 PAIRS = Stage(
     "pairs",
     "labeling.pairs:make_pairs",
     {"completions": "path", "labels": "path"},
     "pairs.parquet",
+    version=2,
 )
 REWARD = Stage(
     "reward",

@@ -99,9 +99,14 @@ class Preferences(BaseModel, frozen=True, extra="forbid"):
     data: str = Field(
         description="Preference pairs in TRL's format: a JSONL or Parquet file, or a data set's "
         "name on the hub, with columns `chosen` and `rejected` (texts, or messages), `prompt` "
-        "unless both begin with it, and perhaps a number `margin`. With them no completions are "
-        "ranked, and rewards are normalised on the pairs' own texts.",
+        "unless both begin with it, and perhaps a number `margin`. In place of `chosen` and "
+        "`rejected` there may be `completions`, a list of two, with `labels`: [1, 0] or [0, 1], "
+        "[0.5, 0.5] or [1, 1] for a tie, [0, 0] for neither (left out). With preferences no "
+        "completions are ranked, and rewards are normalised on the pairs' own texts.",
         json_schema_extra=UNKEYED,
+    )
+    ties: Literal["drop", "keep"] = Field(
+        "drop", description="What becomes of ties; `pairs.ties` says what `keep` means."
     )
 
 

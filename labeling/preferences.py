@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from labeling.config import Preferences
 from labeling.errors import InputError
@@ -22,13 +23,17 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PreferenceMetrics:
     """What was given. `identical_texts` rows were dropped; `duplicates` are kept, since each may be
-    somebody's vote; `implicit_prompts` were taken from what both texts begin with."""
+    somebody's vote; `implicit_prompts` were taken from what both texts begin with. `ties_kept` take
+    two rows in the file, both orders, and are no `pairs`; `unlabeled` rows choose neither text."""
 
     pairs: int
     prompts: int
     identical_texts: int
     duplicates: int
     implicit_prompts: int
+    ties_kept: int = 0
+    ties_dropped: int = 0
+    unlabeled: int = 0
 
 
 def load_preferences(config: Preferences, data: str, out: Path) -> PreferenceMetrics:
@@ -36,25 +41,38 @@ def load_preferences(config: Preferences, data: str, out: Path) -> PreferenceMet
 
     Args:
         data: a JSONL or Parquet file, or a data set's name on the hub (`name@commit`), with columns
-            `chosen` and `rejected`, `prompt` unless both begin with it, and perhaps `margin`.
+            `chosen` and `rejected`, or `completions` and `labels` (see `choose`); `prompt` unless
+            both texts begin with it, and perhaps `margin`.
 
     Raises:
         InputError: a row is not of this format (naming file and line), texts and conversations are
             mixed, or no pair is left.
     """
     pairs: list[PreferencePair] = []
-    rows = implicit = 0
-    for where, row in read_rows(data):
-        pair, was_implicit = parse_preference(row, where)
-        rows += 1
-        implicit += was_implicit
-        if pair.chosen.text != pair.rejected.text:
+    rows: Counter[str] = Counter()
+    for where, given in read_rows(data):
+        row, verdict = choose(given, where)
+        pair, is_implicit = parse_preference(row, where)
+        if pair.chosen.text == pair.rejected.text:
+            verdict = "identical"
+        rows.update({verdict: 1, "implicit": is_implicit, "all": 1})
+        if verdict == "preference":
             pairs.append(pair)
-    if not pairs:
+        elif verdict == "half a tie" and config.ties == "keep":
+            pairs.append(replace(pair, margin=0.0, tie=True))
+        elif verdict == "tie" and config.ties == "keep":
+            tie = replace(pair, margin=0.0, tie=True)
+            pairs += [tie, replace(tie, chosen=tie.rejected, rejected=tie.chosen)]
+    if not rows["all"]:
+        raise InputError(f"{data} holds no preference pairs")
+    preferences = [pair for pair in pairs if not pair.tie]
+    if not preferences:
+        same, total = rows["identical"], rows["all"]
         raise InputError(
-            f"{data} holds no preference between two texts: {rows} rows, all of them identical"
-            if rows
-            else f"{data} holds no preference pairs"
+            f"{data} holds no preference between two texts: {total} rows, "
+            + ("all" if same == total else f"{same}")
+            + " of them identical"
+            + ("" if same == total else ", the others ties or without a chosen one")
         )
     chat = sum(pair.prompt.messages is not None for pair in pairs)
     if 0 < chat < len(pairs):
@@ -63,18 +81,66 @@ def load_preferences(config: Preferences, data: str, out: Path) -> PreferenceMet
             "write all of them in one form"
         )
     write_pairs(pairs, out / "pairs.parquet")
-    votes = Counter((p.prompt.key, p.chosen.text, p.rejected.text) for p in pairs)
+    ties = rows["tie"] + rows["half a tie"] // 2
+    votes = {(p.prompt.key, p.chosen.text, p.rejected.text) for p in preferences}
     metrics = PreferenceMetrics(
-        pairs=len(pairs),
+        pairs=len(preferences),
         prompts=len({pair.prompt.key for pair in pairs}),
-        identical_texts=rows - len(pairs),
-        duplicates=len(pairs) - len(votes),
-        implicit_prompts=implicit,
+        identical_texts=rows["identical"],
+        duplicates=len(preferences) - len(votes),
+        implicit_prompts=rows["implicit"],
+        ties_kept=ties if config.ties == "keep" else 0,
+        ties_dropped=ties if config.ties == "drop" else 0,
+        unlabeled=rows["unlabeled"],
     )
     if metrics.identical_texts:
-        logger.warning("%d of %d pairs have two equal texts: left out", rows - len(pairs), rows)
+        logger.warning(
+            "%d of %d pairs have two equal texts: left out", metrics.identical_texts, rows["all"]
+        )
     logger.info("%d pairs of %d prompts", metrics.pairs, metrics.prompts)
     return metrics
+
+
+Verdict = Literal["preference", "tie", "half a tie", "unlabeled", "identical"]
+_VERDICTS: dict[tuple[float, ...], Verdict] = {
+    (1, 0): "preference",
+    (0, 1): "preference",
+    (0.5, 0.5): "tie",
+    (1, 1): "tie",
+    (0, 0): "unlabeled",
+}
+
+
+def choose(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], Verdict]:
+    """A row with two `completions` and their `labels` → the same row with the chosen one as
+    `chosen`; a row with `chosen` and `rejected` is as it should be.
+
+    The labels say how much of the preference each text has: [1, 0] or [0, 1]; [0.5, 0.5] or [1, 1]
+    is a tie; [0, 0] chooses neither and says nothing of which is better. A row of our own pairs
+    that says `tie` is one of a tie's two orders.
+
+    Raises:
+        InputError: the columns hold anything else, TRL's stepwise supervision among it.
+    """
+    if row.get("chosen") is not None or row.get("rejected") is not None:
+        return dict(row), "half a tie" if row.get("tie") is True else "preference"
+    texts, labels = row.get("completions"), row.get("labels")
+    if texts is None and labels is None:
+        return dict(row), "preference"  # to be refused for what it lacks
+    if not isinstance(texts, list) or len(texts) != 2:
+        found = f"holds {len(texts)}" if isinstance(texts, list) else f"is {type(texts).__name__}"
+        raise InputError(f"{where}: 'completions' {found}; it must be a list of two answers")
+    numbers = labels if isinstance(labels, list) else []
+    if any(isinstance(label, bool) or not isinstance(label, (int, float)) for label in numbers):
+        numbers = []  # true and false are TRL's labels of the steps of one answer
+    verdict = _VERDICTS.get(tuple(numbers))
+    if verdict is None:
+        raise InputError(
+            f"{where}: 'labels' is {json.dumps(labels, default=str)[:60]}; for two completions it "
+            "must be [1, 0] or [0, 1], [0.5, 0.5] for a tie, or [0, 0] for neither"
+        )
+    chosen, rejected = texts if numbers[0] >= numbers[1] else reversed(texts)
+    return {**row, "chosen": chosen, "rejected": rejected}, verdict
 
 
 def parse_preference(row: Mapping[str, Any], where: str) -> tuple[PreferencePair, bool]:

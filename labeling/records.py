@@ -114,8 +114,8 @@ class PreferencePair:
     chosen: Completion
     rejected: Completion
     margin: float = 0.0
-    tie: bool = False
     labeler: str = field(default="", compare=False)
+    tie: bool = False
 
 
 def digest(value: object) -> str:

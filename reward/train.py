@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RewardMetrics:
-    """How the reward model was trained and how well it agrees with rankings it has not seen."""
+    """How the reward model was trained and how well it agrees with rankings it has not seen. Ties
+    are trained on (`train_pairs` counts both orders) but measure nothing."""
 
     held_out_accuracy: float
     train_accuracy: float
@@ -81,6 +82,7 @@ def train_reward_model(
     )
     kept = {p.prompt.key for p in train}
     rows = [row for p, row in encoded if p.prompt.key in kept]
+    decided = [p for p in train if not p.tie]
     steps = max(1, round(config.epochs * len(rows) / config.batch_size))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         trainer = RewardTrainer(
@@ -120,7 +122,7 @@ def train_reward_model(
     reward_model.save(folder)
     metrics = RewardMetrics(
         held_out_accuracy=accuracy(reward_model, held_out),
-        train_accuracy=accuracy(reward_model, train[: len(held_out) * 2]),
+        train_accuracy=accuracy(reward_model, decided[: len(held_out) * 2]),
         train_pairs=len(rows),
         held_out_pairs=len(held_out),
         too_long=too_long,
@@ -137,12 +139,13 @@ def train_reward_model(
 def split_by_prompt(
     pairs: Sequence[PreferencePair], held_out_fraction: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Training pairs and held-out pairs; all pairs of a prompt fall on one side.
+    """Training pairs and held-out pairs; all pairs of a prompt fall on one side. Ties measure no
+    accuracy: prompts that hold nothing else stay in training, and held-out ones are left out.
 
     Raises:
-        InputError: fewer than two prompts.
+        InputError: fewer than two prompts with a preference.
     """
-    prompts = sorted({pair.prompt.key for pair in pairs})
+    prompts = sorted({pair.prompt.key for pair in pairs if not pair.tie})
     if len(prompts) < 2:
         raise InputError(
             f"the pairs are of {len(prompts)} prompt; at least 2 are needed, one to train on and "
@@ -153,7 +156,7 @@ def split_by_prompt(
     held_out = set(prompts[:count])
     return (
         [p for p in pairs if p.prompt.key not in held_out],
-        [p for p in pairs if p.prompt.key in held_out],
+        [p for p in pairs if p.prompt.key in held_out and not p.tie],
     )
 
 

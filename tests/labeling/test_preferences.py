@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from labeling.config import Preferences
 from labeling.errors import InputError
-from labeling.pairs import read_pairs, write_pairs
+from labeling.pair_table import read_pairs, write_pairs
 from labeling.preferences import PreferenceMetrics, load_preferences, parse_preference
 from labeling.records import Completion, Message, PreferencePair, Prompt
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from labeling.errors import InputError
-from labeling.pairs import write_pairs
+from labeling.pair_table import write_pairs
 from labeling.records import (
     Candidates,
     Completion,
