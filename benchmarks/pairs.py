@@ -35,7 +35,8 @@ folder = Path(sys.argv[1])
 before, cpu, start = peak(), time.process_time(), time.perf_counter()
 metrics = make_pairs(Pairs(), folder / "completions.parquet", folder / "labels.parquet", folder)
 seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "pairs": metrics.pairs,
+cpu_seconds = time.process_time() - cpu
+print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "pairs": metrics.pairs,
     "peak_mib": peak(), "imports_mib": before,
     "file_mib": (folder / "pairs.parquet").stat().st_size / 2**20}))
 """

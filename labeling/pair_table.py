@@ -47,7 +47,7 @@ def schema(is_chat: bool) -> pa.Schema:
 def pair_writer(path: Path, is_chat: bool) -> Iterator[pq.ParquetWriter]:
     """Write tables of `schema` piece by piece, atomically. A text stands in several pairs of its
     task; each row group stores it once, for its dictionary may grow as large as the texts are."""
-    with table_writer(path, schema(is_chat), dictionary_bytes=2**30) as writer:
+    with table_writer(path, schema(is_chat), "lz4", dictionary_bytes=2**30) as writer:
         yield writer
 
 

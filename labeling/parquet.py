@@ -17,21 +17,19 @@ BATCH = 4096
 
 @contextmanager
 def table_writer(
-    path: Path, schema: pa.Schema, dictionary_bytes: int = 2**20
+    path: Path, schema: pa.Schema, compression: str = "snappy", dictionary_bytes: int = 2**20
 ) -> Iterator[pq.ParquetWriter]:
     """Write Parquet piece by piece, each table a row group, so that `path` is either the whole new
     file or what it was before.
 
     `dictionary_bytes` is how large the dictionary of a column may grow in a row group: values
-    within it are stored once.
+    within it are stored once. `lz4` reads faster where there is much text; `zstd` now and then gave
+    other bytes for the same content.
     """
     partial = path.with_name(path.name + ".partial")
     try:
         with pq.ParquetWriter(
-            partial,
-            schema,
-            compression="lz4",  # read twice as fast as snappy; zstd was seen to give other bytes
-            dictionary_pagesize_limit=dictionary_bytes,
+            partial, schema, compression=compression, dictionary_pagesize_limit=dictionary_bytes
         ) as writer:
             yield writer
         put_in_place(partial, path)
@@ -40,9 +38,11 @@ def table_writer(
         raise
 
 
-def write_table(table: pa.Table, path: Path, row_group_size: int | None = None) -> None:
+def write_table(
+    table: pa.Table, path: Path, compression: str = "snappy", row_group_size: int | None = None
+) -> None:
     """Write Parquet so that `path` is either the whole new file or what it was before."""
-    with table_writer(path, table.schema) as writer:
+    with table_writer(path, table.schema, compression) as writer:
         writer.write_table(table, row_group_size)
 
 

@@ -187,7 +187,8 @@ def write_candidates(candidates: Iterable[Candidates], path: Path) -> None:
         }
         for c in candidates
     ]
-    write_table(pa.Table.from_pylist(rows, schema=_CANDIDATES), path, row_group_size=BATCH)
+    table = pa.Table.from_pylist(rows, schema=_CANDIDATES)
+    write_table(table, path, compression="lz4", row_group_size=BATCH)
 
 
 def read_candidates(path: Path) -> list[Candidates]:

@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 from labeling.config import Preferences
 from labeling.errors import InputError
 from labeling.pair_table import read_pairs, write_pairs
-from labeling.preferences import PreferenceMetrics, load_preferences, parse_preference
+from labeling.preferences import (
+    PreferenceMetrics,
+    choose,
+    load_preferences,
+    parse_preference,
+)
 from labeling.records import Completion, Message, PreferencePair, Prompt
 
 CONFIG = Preferences(data="pairs.jsonl")
@@ -161,11 +166,96 @@ def test_a_row_of_another_form_is_named(tmp_path: Path, row: Any, words: str) ->
     assert not (tmp_path / "pairs.parquet").exists()
 
 
+def labelled(labels: Any, first: str = "a", second: str = "b", **more: Any) -> dict[str, Any]:
+    return {"prompt": "Q:", "completions": [first, second], "labels": labels, **more}
+
+
+@given(
+    st.sampled_from([([1, 0], True), ([0, 1], False), ([1.0, 0.0], True)]),
+    st.sampled_from(["text", "messages", "implicit"]),
+)
+def test_a_labelled_pair_is_the_pair_with_the_chosen_one_first(
+    given_labels: tuple[list[float], bool], form: str
+) -> None:
+    labels, is_first = given_labels
+    good, bad = {
+        "text": (" yes", " no"),
+        "messages": ([assistant(" yes")], [assistant(" no")]),
+        "implicit": ("Q: yes", "Q: no"),
+    }[form]
+    row: dict[str, Any] = {"prompt": [user("Q")] if form == "messages" else "Q:", "margin": 2}
+    if form == "implicit":
+        del row["prompt"]
+    two = [good, bad] if is_first else [bad, good]
+    chosen, verdict = choose({**row, "completions": two, "labels": labels}, "here")
+    assert verdict == "preference"
+    plain = parse_preference({**row, "chosen": good, "rejected": bad}, "here")
+    assert parse_preference(chosen, "here") == plain
+
+
+def test_ties_that_are_given_follow_the_rule_and_no_preference_is_none(tmp_path: Path) -> None:
+    rows = [
+        labelled([0, 1]),
+        labelled([0.5, 0.5], "c", "d", margin=3),
+        labelled([1, 1], "e", "f"),
+        labelled([0, 0], "g", "h"),
+        labelled([1, 0], "i", "i"),
+    ]
+    metrics, pairs = load(tmp_path, rows)
+    assert metrics == PreferenceMetrics(1, 1, 1, 0, 0, ties_kept=0, ties_dropped=2, unlabeled=1)
+    assert [(p.chosen.text, p.rejected.text) for p in pairs] == [("b", "a")]
+    kept = Preferences(data="pairs.jsonl", ties="keep")
+    metrics = load_preferences(kept, str(tmp_path / "pairs.jsonl"), tmp_path)
+    assert (metrics.pairs, metrics.ties_kept, metrics.ties_dropped) == (1, 2, 0)
+    ties = [p for p in read_pairs(tmp_path / "pairs.parquet") if p.tie]
+    assert [p.chosen.text + p.rejected.text for p in ties] == ["cd", "dc", "ef", "fe"]
+    assert {p.margin for p in ties} == {0.0}
+
+
+def test_ties_of_another_round_are_counted_once_and_kept_as_they_are(tmp_path: Path) -> None:
+    prompt, a, b = Prompt(text="Q"), Completion("a"), Completion("b")
+    rows = [PreferencePair(prompt, a, b, tie=True), PreferencePair(prompt, b, a, tie=True)]
+    rows.append(PreferencePair(prompt, a, Completion("c"), 1.0))
+    write_pairs(rows, tmp_path / "earlier.parquet")
+    for ties, kept in (("keep", rows), ("drop", rows[2:])):
+        config = CONFIG.model_copy(update={"ties": ties})
+        metrics = load_preferences(config, str(tmp_path / "earlier.parquet"), tmp_path)
+        assert (metrics.ties_kept + metrics.ties_dropped, metrics.pairs) == (1, 1)
+        assert read_pairs(tmp_path / "pairs.parquet") == kept
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            labelled([2, 1]),
+            r"line 2: 'labels' is \[2, 1\]; for two completions it must be \[1, 0\]",
+        ),
+        (labelled([True, False]), r"'labels' is \[true, false\]"),  # TRL's stepwise supervision
+        (labelled(1), "'labels' is 1;"),
+        (labelled([1, 0, 0]), r"'labels' is \[1, 0, 0\]"),
+        (labelled(None), "'labels' is null"),
+        (
+            labelled([1, 0]) | {"completions": ["a"]},
+            "'completions' holds 1; it must be a list of t",
+        ),
+        (labelled([1, 0]) | {"completions": "ab"}, "'completions' is str; it must be"),
+        (labelled([1, 0]) | {"completions": ["a", 3]}, "line 2: 'rejected' is int"),
+    ],
+)
+def test_labels_of_another_form_are_named(tmp_path: Path, row: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        load(tmp_path, [labelled([1, 0]), row])
+    assert "\n" not in str(caught.value)
+
+
 def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no preference pairs"):
         load(tmp_path, [])
     with pytest.raises(InputError, match="1 rows, all of them identical"):
         load(tmp_path, [{"prompt": "Q", "chosen": "a", "rejected": "a"}])
+    with pytest.raises(InputError, match="2 rows, 1 of them identical, the others ties or"):
+        load(tmp_path, [labelled([1, 0], "a", "a"), labelled([1, 1])])
 
 
 def test_the_pairs_of_another_round_can_be_given(tmp_path: Path) -> None:

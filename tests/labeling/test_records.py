@@ -1,5 +1,7 @@
 import hashlib
 
+import pyarrow.parquet as pq
+
 from labeling.records import (
     Candidates,
     Completion,
@@ -9,6 +11,7 @@ from labeling.records import (
     read_candidates,
     read_prompts,
     read_rankings,
+    read_task_keys,
     write_candidates,
     write_prompts,
     write_rankings,
@@ -27,6 +30,18 @@ def test_prompts_and_candidates_come_back_as_they_went(tmp_path):
     ]
     write_candidates(candidates, tmp_path / "c.parquet")
     assert read_candidates(tmp_path / "c.parquet") == candidates
+
+
+def test_keys_stand_beside_candidates_and_are_computed_for_files_without(tmp_path):
+    tasks = [Candidates(PLAIN, (Completion("a"),)), Candidates(CHAT, (Completion("b"),))]
+    write_candidates(tasks, tmp_path / "c.parquet")
+    table = pq.read_table(tmp_path / "c.parquet").drop_columns(["key", "prompt_key"])
+    pq.write_table(table, tmp_path / "old.parquet")
+    for name in ("c.parquet", "old.parquet"):
+        keys, prompt_keys = read_task_keys(tmp_path / name)
+        assert keys.to_pylist() == [task.key for task in tasks]
+        assert prompt_keys.to_pylist() == [task.prompt.key for task in tasks]
+        assert read_candidates(tmp_path / name) == tasks
 
 
 def test_keys_depend_on_content_alone():

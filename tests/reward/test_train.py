@@ -1,18 +1,23 @@
 import json
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from labeling.config import Pairs
 from labeling.errors import InputError
-from labeling.pair_table import write_pairs
+from labeling.pair_table import read_pairs, write_pairs
+from labeling.pairs import make_pairs
 from labeling.records import (
     Candidates,
     Completion,
     Message,
     PreferencePair,
     Prompt,
+    Ranking,
     read_candidates,
     write_candidates,
+    write_rankings,
 )
 from reward.config import RewardTraining
 from reward.model import Normalization, RewardModel, from_policy
@@ -107,6 +112,41 @@ def test_no_prompt_is_on_both_sides_of_the_split():
     assert len(train) + len(held_out) == len(pairs)
     with pytest.raises(InputError, match="at least 2 are needed"):
         split_by_prompt(pairs[:1], 0.3, seed=1)
+
+
+def test_a_prompt_of_several_tasks_is_in_one_split(tmp_path):
+    """From rankings to the split, with the prompt's key in the file as its witness."""
+    tasks = [
+        Candidates(prompt.prompt, (Completion(f"{word} good"), Completion(f"{word} bad")))
+        for prompt in preferences(count=8)
+        for word in ("hello", "thanks")
+    ]
+    write_candidates(tasks, tmp_path / "completions.parquet")
+    write_rankings([Ranking(t.key, "ann", ((0,), (1,))) for t in tasks], tmp_path / "l.parquet")
+    make_pairs(Pairs(), tmp_path / "completions.parquet", tmp_path / "l.parquet", tmp_path)
+    pairs = read_pairs(tmp_path / "pairs.parquet")
+    keys = pq.read_table(tmp_path / "pairs.parquet")["prompt_key"].to_pylist()
+    assert keys == [p.prompt.key for p in pairs]
+    for seed in range(5):
+        train, held_out = split_by_prompt(pairs, 0.3, seed)
+        assert (len(train), len(held_out)) == (12, 4)
+        assert not {p.prompt.text for p in train} & {p.prompt.text for p in held_out}
+
+
+def test_ties_are_trained_on_and_measure_nothing():
+    pairs = preferences(count=10)
+    ties = [
+        PreferencePair(p.prompt, Completion(a), Completion(b), tie=True)
+        for p in preferences(count=20)
+        for a, b in (("x", "y"), ("y", "x"))
+    ]
+    train, held_out = split_by_prompt(pairs + ties, 0.3, seed=1)
+    assert len(held_out) == 3
+    assert not any(p.tie for p in held_out)
+    kept = [p for p in train if p.tie]
+    assert len(kept) == len(ties) - 2 * 3  # those of held-out prompts are nowhere
+    with pytest.raises(InputError, match="at least 2 are needed"):
+        split_by_prompt(pairs[:1] + ties, 0.3, seed=1)
 
 
 def test_pairs_that_are_too_long_are_counted_and_left_out(tmp_path):
