@@ -179,15 +179,16 @@ def _down() -> None:
 
 
 def _status() -> None:
-    from flows import record, servers  # noqa: PLC0415
+    from flows import servers, status  # noqa: PLC0415
 
-    for server in servers.status(servers.default_home()):
+    home = servers.default_home()
+    for server in servers.status(home):
         state = "ready" if server.ready else "not running" if server.pid is None else "not ready"
         memory = f", {server.memory_mb:.0f} MB" if server.memory_mb else ""
         print(f"{server.title:<13} {state:<12} {server.url} ({server.where}{memory})")
         if server.log and not server.ready and server.pid is not None:
             print(f"{'':<13} log: {server.log}")
-    for line in record.describe_rounds(Path.cwd() / "runs"):
+    for line in status.describe_rounds(Path.cwd() / "runs", lambda: status.label_studio(home)):
         print(line)
 
 

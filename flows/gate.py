@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from flows import labels
-from flows.labels import Look, Opened, Published, listed, rankings_wanted
+from flows.labels import Look, Opened, Published, rankings_wanted
 from labeling import simulated
 from labeling.config import Labeling
 from labeling.connection import Gone
 from labeling.errors import InputError
 from labeling.label_studio import Counts, LabelStudio
 from labeling.records import read_candidates
+from labeling.tally import Tally, listed
 from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -32,16 +33,15 @@ def wait_for_rankings(
     published: Published,
     config: Labeling,
     reconnect: Callable[[], LabelStudio] | None = None,
-    on_wait: Callable[[int, int, str], None] = lambda *_: None,
+    on_wait: Callable[[Tally, str], None] = lambda *_: None,
 ) -> Opened:
     """Wait until there are enough usable rankings.
 
     A labeler's latest answer to a task counts once; flagged prompts count as answered. All that is
     exported is kept. A Label Studio that is away for a while is waited for; `reconnect` finds it
     again, perhaps elsewhere. Tasks, or the project, that somebody deletes meanwhile are put back
-    with the answers of the newest snapshot. `on_wait` is told the rankings that are there, those
-    wanted, and the page to rank at. Simulated labelers have answered all that they ever will before
-    the gate.
+    with the answers of the newest snapshot. `on_wait` is told what is there and the page to rank
+    at. Simulated labelers have answered all that they ever will before the gate.
 
     Raises:
         InputError: only simulated labelers have ranked, and that is not enough; or somebody deletes
@@ -62,7 +62,7 @@ def wait_for_rankings(
         if there >= gate.wanted:
             return Opened(there, seen.snapshot, page)
         _refuse_to_wait_for_nobody(seen, gate.wanted, config)
-        on_wait(there, gate.wanted, page)
+        on_wait(gate.tally, page)
         logger.info(
             "%d of %s are there%s; rank at %s",
             there,
@@ -79,6 +79,7 @@ class _Looked:
     """A look: what was there just before it, when it ended (s), and how long it took (s)."""
 
     look: Look
+    tally: Tally
     counts: Counts
     changed: str
     at: float
@@ -100,6 +101,11 @@ class _Gate:
         assert self._looked is not None
         return self._looked.look
 
+    @property
+    def tally(self) -> Tally:
+        assert self._looked is not None
+        return self._looked.tally
+
     def look(self, label_studio: LabelStudio) -> None:
         """Look whether all is as it should be, and at the answers where it may be worth it."""
         project = self.published.project
@@ -118,7 +124,8 @@ class _Gate:
                 return
             look = labels.look(label_studio, self.published, self.tasks)
             now = time.monotonic()
-            self._looked = _Looked(look, counts, changed, now, now - begun)
+            stands = look.tally(len(self.tasks), self.wanted)
+            self._looked = _Looked(look, stands, counts, changed, now, now - begun)
         except Gone:
             self._put_back(label_studio)
             self._looked = None

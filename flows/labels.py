@@ -3,6 +3,7 @@ flows/gate.py. Each is idempotent, and cheap when there is nothing to do. No Pre
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -10,8 +11,10 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
+from flows.recipe import LABELS_SUMMARY
 from labeling import publishing, simulated, snapshots
 from labeling.config import Labeling
 from labeling.connection import Gone
@@ -19,10 +22,11 @@ from labeling.durable import put_in_place
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio, Project
 from labeling.publishing import KnownTask
-from labeling.rankings import rankings_from_export
+from labeling.rankings import Answer, read_answers
 from labeling.records import Candidates, Ranking, read_candidates, read_rankings, write_rankings
 from labeling.scoring import load_score_function
 from labeling.snapshots import Snapshot, Tasks
+from labeling.tally import Tally, listed, tally
 from labeling.withdrawn import note_answers, withdrawn
 from labeling.wording import counted
 
@@ -72,12 +76,23 @@ class Opened:
 
 @dataclass(frozen=True)
 class Look:
-    """What people have ranked until now: `refused` counts the rest of their annotations, by
-    `Refusal`."""
+    """What people have answered until now, and the export that says so."""
 
-    rankings: list[Ranking]
-    refused: Counter[str]
+    answers: list[Answer]
     snapshot: Snapshot
+
+    @property
+    def rankings(self) -> list[Ranking]:
+        return [answer.ranking for answer in self.answers if answer.ranking is not None]
+
+    @property
+    def refused(self) -> Counter[str]:
+        """How many annotations are not used, by `Refusal`."""
+        return Counter(answer.refusal for answer in self.answers if answer.refusal is not None)
+
+    def tally(self, tasks: int, wanted: int) -> Tally:
+        """Where the ranking stands now, of so many tasks and with so many rankings wanted."""
+        return tally(self.answers, tasks, wanted, datetime.now(UTC))
 
 
 @dataclass(frozen=True)
@@ -190,20 +205,27 @@ def look(label_studio: LabelStudio, published: Published, tasks: Sequence[Candid
         raise ConnectionError(f"Label Studio at {label_studio.url}: {error}") from None
     snapshot = snapshots.keep(published.snapshots, content)
     note_answers(published.snapshots, export)
-    rankings, refused = usable_rankings(published.snapshots, export, tasks)
-    return Look(rankings, refused, snapshot)
+    return Look(_answers(published.snapshots, export, tasks), snapshot)
 
 
-def usable_rankings(
-    folder: Path, export: Tasks, tasks: Sequence[Candidates]
-) -> tuple[list[Ranking], Counter[str]]:
-    """The rankings of a kept export, and how many annotations are not used, by `Refusal`. `folder`
-    holds the round's snapshots."""
-    return rankings_from_export(export, tasks, withdrawn(folder, export))
+def stands_now(label_studio: LabelStudio, name: str, config: Labeling, folder: Path) -> Tally:
+    """Where the ranking stands of a round that nobody is at work on; nothing is written.
+
+    Raises InputError when its project is not there, ConnectionError when the server fails.
+    """
+    tasks = read_candidates(folder / "completions.parquet")
+    project = label_studio.find_project(name, _run_id(folder))
+    if project is None:
+        raise InputError(f"{label_studio.url} has no project {name!r}: the next run puts it back")
+    export = snapshots.parse(label_studio.export_bytes(project))
+    answers = _answers(folder / "snapshots", export, tasks)
+    wanted = rankings_wanted(config, len(tasks))
+    return tally(answers, len(tasks), wanted, datetime.now(UTC))
 
 
-def listed(refused: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
+def _answers(folder: Path, export: Tasks, tasks: Sequence[Candidates]) -> list[Answer]:
+    """Of a kept export; `folder` holds the round's snapshots."""
+    return read_answers(export, tasks, withdrawn(folder, export))
 
 
 def simulate(label_studio: LabelStudio, published: Published, config: Labeling) -> Answered:
@@ -262,8 +284,10 @@ def freeze(published: Published, snapshot: Snapshot, labels: Path) -> FrozenLabe
     Raises InputError when the snapshot is damaged.
     """
     tasks = read_candidates(published.completions)
-    rankings, refused = usable_rankings(published.snapshots, snapshot.tasks(), tasks)
+    look = Look(_answers(published.snapshots, snapshot.tasks(), tasks), snapshot)
+    rankings, refused = look.rankings, look.refused
     snapshots.pin(snapshot)
+    _write_summary(labels.with_name(LABELS_SUMMARY), look)
     write_rankings(rankings, labels)
     if refused:
         logger.warning("%s not used: %s", counted(refused.total(), "answer"), listed(refused))
@@ -275,3 +299,15 @@ def freeze(published: Published, snapshot: Snapshot, labels: Path) -> FrozenLabe
         snapshot=snapshot.path.name,
         refused={str(reason): count for reason, count in refused.items()},
     )
+
+
+def _write_summary(path: Path, look: Look) -> None:
+    by_labeler = Counter(ranking.labeler for ranking in look.rankings)
+    document = {
+        "rankings": len(look.rankings),
+        "by_labeler": sorted(by_labeler.values(), reverse=True),
+        "refused": dict(sorted(look.refused.items())),
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(document, indent=2) + "\n")
+    put_in_place(partial, path)

@@ -12,6 +12,9 @@ from flows import stages
 from flows.config import RoundConfig
 from flows.stages import Stage
 
+# Beside the frozen labels: how they came to be, in numbers without names, for the report.
+LABELS_SUMMARY = "labels.json"
+
 
 class Maker(Protocol):
     """Makes the steps that the config needs. The others give None, and so does whatever was to be
@@ -79,6 +82,7 @@ def follow(config: RoundConfig, labels: Path, make: Maker) -> Any:
         prompts=prompts,
         completions=completions,
         labels=frozen,
+        answers=_if_there(labels.with_name(LABELS_SUMMARY)),
         preferences=preferences,
         pairs=pairs,
         reward=reward,
@@ -86,3 +90,8 @@ def follow(config: RoundConfig, labels: Path, make: Maker) -> Any:
         evaluation=evaluation,
     )
     return report or reward or frozen or completions
+
+
+def _if_there(path: Path) -> Path | None:
+    """Labels that an earlier version froze have none."""
+    return path if path.exists() else None

@@ -17,7 +17,7 @@ from flows.config import RoundConfig
 from flows.runner import StageResult
 from flows.store import MANIFEST, finite, write_json
 from labeling.errors import InputError
-from labeling.wording import counted
+from labeling.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class RoundRecord:
 
     `document` is what round.json holds: name, round, status (`running`, `complete`, `failed`,
     `interrupted`), stopped_after, error, `step` (the one at work, or at which it ended), `waiting`
-    (the rankings that are there, those wanted, and the page, while the gate is closed), config,
+    (while the gate is closed: labeling/tally.py's Tally, and the page to rank at), config,
     seed, versions, commit, times, addresses, `stages.<name>` with seconds, reused, key and path,
     and the metrics of the main ones under `prompts`, `labels`, `reward`, `ppo` and `evaluation`.
     `killed` holds the dashboard's addresses of earlier runs of this round that had no time to write
@@ -150,9 +150,9 @@ class RoundRecord:
         self.document |= {"step": step, "waiting": None}
         self.save()
 
-    def wait(self, rankings: int, wanted: int, page: str) -> None:
+    def wait(self, stands: Tally, page: str) -> None:
         """Note what the gate waits for: `rankloop status` reads it."""
-        waiting = {"rankings": rankings, "wanted": wanted, "page": page}
+        waiting = stands.document() | {"page": page}
         if waiting != self.document["waiting"]:
             self.document["waiting"] = waiting
             self.save()
@@ -215,46 +215,9 @@ class RoundRecord:
         os.replace(partial, self.folder / name)
 
 
-def describe_rounds(runs: Path) -> list[str]:
-    """A line for each round below `runs`: what it is at, or how it ended."""
-    lines = []
-    for path in sorted(runs.glob("*/rounds/*/round.json")):
-        try:
-            document = json.loads(path.read_text())
-            state = _state(document, _is_locked(path.parent))
-            lines.append(f"{document['name']} round {document['round']}: {state}")
-        except (OSError, ValueError, KeyError, TypeError) as trouble:
-            lines.append(f"{path} cannot be read ({type(trouble).__name__})")
-    return lines
-
-
 def _lasting(config: Any) -> Any:
     """The config without where the round ends, which changes nothing that was made before."""
     return {k: v for k, v in config.items() if k != "stop_after"} if config else config
-
-
-def _state(document: dict[str, Any], is_at_work: bool) -> str:
-    """`complete`; `running 'reward'`; `killed at 'gate': 3 of 500 rankings, rank at http://…`."""
-    status, step, waiting = document["status"], document.get("step"), document.get("waiting")
-    if status == "complete":
-        return status
-    if status == "running" and not is_at_work:
-        status = "killed"  # it had no time to write it down
-    said = status if step is None else f"{status} at '{step}'"
-    if document["error"]:
-        return f"{said}: {document['error']}"
-    if waiting:
-        wanted = counted(waiting["wanted"], "ranking")
-        return f"{said}: {waiting['rankings']} of {wanted}, rank at {waiting['page']}"
-    return said
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def newest_report(runs: Path, name: str | None = None) -> Path:

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from flows.config import RoundConfig
 from flows.store import MANIFEST, keyed
+from labeling.tally import listed
 from labeling.wording import counted
 
 # Metric, title, and what a reader should look for.
@@ -49,12 +50,13 @@ def write_report(
     sft: Path | None = None,
     completions: Path | None = None,
     labels: Path | None = None,
+    answers: Path | None = None,
     preferences: Path | None = None,
     pairs: Path | None = None,
     reward: Path | None = None,
 ) -> ReportMetrics:
     """Write `out/report.html` from the entries of the stages that made the round; `labels` is in
-    the lineage of `pairs`.
+    the lineage of `pairs`, `answers` says in numbers how they came to be (flows/labels.py).
 
     It says nothing of times, so the same round gives the same bytes; every text of a model or a
     person is escaped by the template.
@@ -81,12 +83,14 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["counted"] = counted
+    environment.filters["listed"] = listed
     html = environment.get_template("report.html.jinja").render(
         config=config,
         config_yaml=yaml.safe_dump(
             _shown_config(config), sort_keys=False, allow_unicode=True, width=88
         ),
         m=metrics,
+        answers=json.loads(answers.read_text()) if answers else None,
         manifests=manifests,
         data=used_data(config, manifests),
         curves=[

@@ -101,6 +101,7 @@ REPORT = Stage(
         "prompts": "entry",
         "completions": "entry",
         "labels": "path",
+        "answers": "path",
         "preferences": "entry",
         "pairs": "entry",
         "reward": "entry",
@@ -108,5 +109,5 @@ REPORT = Stage(
         "evaluation": "entry",
     },
     "report.html",
-    version=3,
+    version=4,
 )

@@ -7,9 +7,11 @@ import base64
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from labeling.tally import Tally, labeler_parts, listed
 from labeling.wording import counted
 
 # What each step's metrics come down to; `{tasks:task}` is a number with its noun.
@@ -61,6 +63,19 @@ def step_rows(document: Mapping[str, Any]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def tally_rows(stands: Tally) -> list[dict[str, str]]:
+    """A row for each labeler, then one for each reason why an answer is not used."""
+    rows = []
+    for labeler in stands.labelers:
+        rankings, refused, pace, last = labeler_parts(asdict(labeler))
+        row = {"labeler": labeler.labeler, "rankings": rankings, "not usable": refused}
+        rows.append(row | {"pace": pace, "last answer": last})
+    for reason, count in stands.refused.items():
+        rows.append({"labeler": f"(not used: {listed({reason: count})})"})
+    columns = ("labeler", "rankings", "not usable", "pace", "last answer")
+    return [{column: row.get(column, "") for column in columns} for row in rows]
 
 
 def summary_markdown(document: Mapping[str, Any]) -> str:

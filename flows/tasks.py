@@ -35,8 +35,9 @@ from flows.labels import FrozenLabels, Published
 from flows.progress import LOGGERS
 from flows.runner import Line, StageError, StageResult, run_stage
 from flows.stages import Kind, Stage
-from flows.summary import step_rows, summary_markdown
+from flows.summary import step_rows, summary_markdown, tally_rows
 from labeling.label_studio import LabelStudio
+from labeling.tally import Tally, describe
 
 logger = logging.getLogger(__name__)
 
@@ -123,14 +124,20 @@ def gate(
     published: Outcome[Published],
     labeled: Outcome[Any],
     frozen: Path,
-    on_wait: Callable[[int, int, str], None],
+    on_wait: Callable[[Tally, str], None],
 ) -> Answer[labels.Opened]:
     """Wait here until there are enough rankings, unless the labels are frozen already."""
     known = labels.find_frozen(frozen, published.value.completions)
     if known is not None:
         return _answer(labels.Opened(known.rankings))
     return _answer(
-        wait_for_rankings(_label_studio(), published.value, config.labeling, _label_studio, on_wait)
+        wait_for_rankings(
+            _label_studio(),
+            published.value,
+            config.labeling,
+            _label_studio,
+            _Waiting(config.name, on_wait),
+        )
     )
 
 
@@ -213,6 +220,28 @@ def _label_studio() -> LabelStudio:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+class _Waiting:
+    """Hands on what the gate waits for, and keeps a table of it on the dashboard."""
+
+    def __init__(self, name: str, on_wait: Callable[[Tally, str], None]) -> None:
+        self._key = f"{_slug(name)}-rankings"
+        self._on_wait = on_wait
+        self._shown_last = ""
+
+    def __call__(self, stands: Tally, page: str) -> None:
+        self._on_wait(stands, page)
+        if stands.taken == self._shown_last:
+            return
+        self._shown_last = stands.taken
+        first, *_ = describe(stands.document())
+        text = f"{first}. Rank at {page}"
+
+        def show() -> None:
+            create_table_artifact(tally_rows(stands), key=self._key, description=text)
+
+        _shown(show)
 
 
 class _Lines:

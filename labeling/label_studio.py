@@ -93,10 +93,10 @@ class LabelStudio(Connection):
             self.ask(lambda: self.client.projects.update(ours.id, **changed))
         return Project(ours.id, title, self.page(ours.id), is_new)
 
-    def find_project(self, title: str) -> Project | None:
-        """The project with this title that is ours, if there is one."""
+    def find_project(self, title: str, run: str = "") -> Project | None:
+        """The project with this title that is ours, if there is one; of several, this run's."""
         title = _fit_title(title)
-        ours = self._find(title)
+        ours = self._find(title, run)
         return None if ours is None else Project(ours.id, title, self.page(ours.id))
 
     def page(self, project_id: int) -> str:

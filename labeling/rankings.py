@@ -6,8 +6,10 @@ here. Pure: nothing is asked of a server.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -36,12 +38,40 @@ class _Refused(Exception):
         self.refusal = refusal
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One annotation as it counts: a `ranking`, or the `refusal` that says why it is none.
+
+    `task` is its key and `labeler` an email, "" where they are not known. `at` is the time of its
+    last change, `seconds` what the page measured of the labeler's time (0: nothing).
+    """
+
+    task: str
+    labeler: str
+    at: datetime | None = None
+    seconds: float = 0.0
+    ranking: Ranking | None = None
+    refusal: Refusal | None = None
+
+
 def rankings_from_export(
     export: Iterable[Mapping[str, Any]],
     candidates: Sequence[Candidates],
     withdrawn: Iterable[tuple[str, str]] = (),
 ) -> tuple[list[Ranking], Counter[str]]:
-    """Usable rankings of an export, and how many annotations were refused, by `Refusal`.
+    """Usable rankings of an export, by task and labeler, and how many annotations were refused, by
+    `Refusal`; `read_answers` says what of what."""
+    answers = read_answers(export, candidates, withdrawn)
+    rankings = [answer.ranking for answer in answers if answer.ranking is not None]
+    return rankings, Counter(answer.refusal for answer in answers if answer.refusal is not None)
+
+
+def read_answers(
+    export: Iterable[Mapping[str, Any]],
+    candidates: Sequence[Candidates],
+    withdrawn: Iterable[tuple[str, str]] = (),
+) -> list[Answer]:
+    """Every annotation of an export, judged.
 
     Args:
       export: tasks with annotations, as `LabelStudio.export` gives them: `completed_by` must be
@@ -53,32 +83,47 @@ def rankings_from_export(
     Each labeler has one say on each task: the latest, by the time of the last change. A skip after
     an answer takes the answer back, an answer after a skip counts. `bad_prompt` or
     `none_acceptable` is an answer also without a complete ranking: such a Ranking has no tiers,
-    hence gives no pairs. Sorted by task and labeler.
+    hence gives no pairs. What counts for a labeler and a task comes last, sorted by the two.
     """
     known = {c.key: len(c.completions) for c in candidates}
-    refused: Counter[str] = Counter()
+    answers: list[Answer] = []
     latest: dict[tuple[str, str], Mapping[str, Any]] = {}
     for key, labeler, annotation in annotations_of(export):
         if key not in known:
-            refused[Refusal.UNKNOWN_TASK] += 1
+            answers.append(_not_used(key, labeler, annotation, Refusal.UNKNOWN_TASK))
         elif not labeler:
-            refused[Refusal.UNKNOWN_LABELER] += 1
+            answers.append(_not_used(key, labeler, annotation, Refusal.UNKNOWN_LABELER))
         else:
             before = latest.get((key, labeler))
+            later = before is None or changed_at(before) <= changed_at(annotation)
             if before is not None:
-                refused[Refusal.DUPLICATE] += 1
-            if before is None or changed_at(before) <= changed_at(annotation):
+                earlier = before if later else annotation
+                answers.append(_not_used(key, labeler, earlier, Refusal.DUPLICATE))
+            if later:
                 latest[key, labeler] = annotation
-    gone = sum(pair[0] in known and pair not in latest for pair in withdrawn)
-    if gone:
-        refused[Refusal.WITHDRAWN] += gone
-    rankings = []
+    for key, labeler in sorted(withdrawn):
+        if key in known and (key, labeler) not in latest:
+            answers.append(_not_used(key, labeler, {}, Refusal.WITHDRAWN))
     for (key, labeler), annotation in sorted(latest.items(), key=lambda item: item[0]):
         try:
-            rankings.append(_ranking(annotation, key, labeler, known[key]))
-        except _Refused as refusal:
-            refused[refusal.refusal] += 1
-    return rankings, refused
+            ranking = _ranking(annotation, key, labeler, known[key])
+        except _Refused as refused:
+            answers.append(_not_used(key, labeler, annotation, refused.refusal))
+        else:
+            answers.append(Answer(key, labeler, *_when(annotation), ranking=ranking))
+    return answers
+
+
+def _not_used(key: str, labeler: str, annotation: Mapping[str, Any], why: Refusal) -> Answer:
+    return Answer(key, labeler, *_when(annotation), refusal=why)
+
+
+def _when(annotation: Mapping[str, Any]) -> tuple[datetime | None, float]:
+    """Time of the last change, and the labeler's seconds; an imported answer may have neither."""
+    at, _ = changed_at(annotation)
+    seconds = _get(annotation, "lead_time")
+    is_number = isinstance(seconds, (int, float)) and math.isfinite(seconds)
+    return (at if at.year > 1 else None), float(seconds) if is_number else 0.0
 
 
 def annotations_of(

@@ -36,7 +36,7 @@ import psutil
 import pytest
 
 from flows import stages
-from flows.record import describe_rounds
+from flows.status import describe_rounds
 from tests.flows.miniature import PATIENCE_S, STAGES, TASKS, Project, run_id, until
 
 # The first test waits for the servers and for the reference too, and some try several moments.
@@ -267,7 +267,7 @@ def test_a_kill_at_any_moment_is_resumed(
         try:
             if victim == "process":
                 hit = strike(process, case, step, signal.SIGKILL, seconds)
-                (line,) = describe_rounds(case.folder / "runs")
+                line, *_ = describe_rounds(case.folder / "runs")
                 killed, process = time.monotonic(), case.start()
             else:
                 was_there = strike_child(process, case, step, seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from labeling.config import Labeling
 from labeling.errors import InputError
 from labeling.label_studio import Counts, LabelStudio, Project
 from labeling.project_tasks import keys, list_tasks
+from labeling.rankings import Answer
 from labeling.records import Ranking
+from labeling.tally import Tally
 from tests.flows.ranked_round import (
     ANN,
     LABELER,
@@ -45,7 +46,7 @@ class Waiting:
     def __init__(self, label_studio: LabelStudio, published: Published, config: Labeling) -> None:
         self.opened: Opened | None = None
         self.failed: InputError | None = None
-        self.told: list[tuple[int, int, str]] = []
+        self.told: list[tuple[Tally, str]] = []
 
         def wait() -> None:
             try:
@@ -100,7 +101,7 @@ def test_rankings_of_simulated_labelers_that_cannot_be_enough_are_an_input_error
     with pytest.raises(InputError, match=r"4 of 5 rankings.*lower labeling\.wanted"):
         wait_for_rankings(label_studio, published, config)
     seen = labels.look(label_studio, published, tasks())
-    people = Look([Ranking("key", ANN, ((0,), (1,)))], Counter(), seen.snapshot)
+    people = Look([Answer("key", ANN, ranking=Ranking("key", ANN, ((0,), (1,))))], seen.snapshot)
     gate._refuse_to_wait_for_nobody(people, 5, config)
 
 
@@ -113,7 +114,8 @@ def test_the_gate_says_which_answers_are_not_usable(
     caplog.set_level("INFO", "flows.gate")
     waiting = Waiting(label_studio, published, Labeling(poll_seconds=0.05))
     until(lambda: "3 of 4 rankings are there; not usable: 1 partial" in caplog.text)
-    assert waiting.told[0] == (3, 4, published.project.url)
+    stands, page = waiting.told[0]
+    assert (stands.rankings, stands.wanted, page) == (3, 4, published.project.url)
     answer(label_studio, published, limit=1)
     assert waiting.end() == Opened(4)
 
@@ -237,10 +239,11 @@ def test_a_project_deleted_while_the_gate_waits_comes_back_with_its_answers(
     waiting = Waiting(label_studio, published, Labeling(wanted=4, poll_seconds=0.05))
     until(lambda: waiting.told)
     delete_project(label_studio, published.project)
-    until(lambda: waiting.told[-1][2] != published.project.url)
+    until(lambda: waiting.told[-1][1] != published.project.url)
     anew = label_studio.find_project(published.project.title)
     assert anew is not None
-    assert waiting.told[-1] == (3, 4, anew.url)
+    stands, page = waiting.told[-1]
+    assert (stands.rankings, stands.wanted, page) == (3, 4, anew.url)
     (line,) = [r.getMessage() for r in caplog.records if "put back" in r.getMessage()]
     assert "4 tasks had been deleted" in line
     assert "with 3 answers" in line

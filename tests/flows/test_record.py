@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 from filelock import FileLock
 
 from flows.config import RoundConfig
-from flows.record import LINKS, RoundRecord, describe_rounds
+from flows.record import LINKS, RoundRecord
 from labeling.config import Prompts
 from labeling.errors import InputError
 
@@ -126,39 +125,3 @@ def test_a_look_at_the_rounds_does_not_stop_one_from_starting(tmp_path: Path) ->
     threading.Timer(0.2, look.release).start()
     with RoundRecord(tmp_path, config()) as record:
         assert record.document["status"] == "running"
-
-
-def test_a_closed_gate_is_told_with_what_it_waits_for(tmp_path: Path) -> None:
-    with RoundRecord(tmp_path, config()) as record:
-        record.begin("gate")
-        record.wait(3, 500, "http://127.0.0.1:8080/projects/1")
-        said = "at 'gate': 3 of 500 rankings, rank at http://127.0.0.1:8080/projects/1"
-        assert describe_rounds(tmp_path) == [f"demo round 0: running {said}"]
-        record.begin("freeze")
-        assert describe_rounds(tmp_path) == ["demo round 0: running at 'freeze'"]
-        record.wait(3, 500, "http://127.0.0.1:8080/projects/1")
-    with contextlib.suppress(KeyboardInterrupt), RoundRecord(tmp_path, config()) as again:
-        again.begin("gate")
-        again.wait(1, 1, "http://there")
-        raise KeyboardInterrupt
-    (line,) = describe_rounds(tmp_path)
-    assert line == "demo round 0: interrupted at 'gate': 1 of 1 ranking, rank at http://there"
-
-
-def test_a_round_that_failed_at_its_first_step_says_why(tmp_path: Path) -> None:
-    with contextlib.suppress(InputError), RoundRecord(tmp_path, config()) as record:
-        record.begin("prompts")
-        raise InputError("p does not exist\n(or is not a file)")
-    (line,) = describe_rounds(tmp_path)
-    assert line == "demo round 0: failed at 'prompts': p does not exist"
-
-
-@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"name": 1, "round": 0, "status": "x"}'])
-def test_an_unreadable_round_is_named_and_the_others_are_told(tmp_path: Path, text: str) -> None:
-    finish(tmp_path)
-    other = tmp_path / "a-damaged-one" / "rounds" / "000" / "round.json"
-    other.parent.mkdir(parents=True)
-    other.write_text(text)
-    first, second = describe_rounds(tmp_path)
-    assert first.startswith(f"{other} cannot be read")
-    assert second == "demo round 0: complete"

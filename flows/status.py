@@ -1,0 +1,100 @@
+"""`rankloop status`: what each round is at, and what a round that waits for people waits for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from labeling import tally
+from labeling.errors import InputError
+
+if TYPE_CHECKING:
+    from labeling.label_studio import LabelStudio
+
+logger = logging.getLogger(__name__)
+
+Connect = Callable[[], "LabelStudio | None"]
+
+
+def describe_rounds(runs: Path, connect: Connect = lambda: None) -> list[str]:
+    """Lines for each round below `runs`: what it is at, or how it ended; of one that waits for
+    people, how far they are.
+
+    A round that is at work has just looked at Label Studio. Of one that is not, `connect` gives the
+    server to look at now; without one, what was seen last is told, and when that was.
+    """
+    lines = []
+    for path in sorted(runs.glob("*/rounds/*/round.json")):
+        try:
+            document = json.loads(path.read_text())
+            is_at_work = _is_locked(path.parent)
+            name = f"{document['name']} round {document['round']}"
+            state, *more = _state(document, is_at_work, lambda: _look(path, document, connect))  # noqa: B023 - called here
+            lines += [f"{name}: {state}", *(f"  {line}" for line in more)]
+        except (OSError, ValueError, KeyError, TypeError) as trouble:
+            lines.append(f"{path} cannot be read ({type(trouble).__name__})")
+    return lines
+
+
+def label_studio(home: Path) -> LabelStudio | None:
+    """The server if it is ready; none is started.
+
+    Raises InputError when it refuses our token.
+    """
+    from flows import servers  # noqa: PLC0415
+    from labeling.label_studio import LabelStudio  # noqa: PLC0415 - loads the SDK
+
+    found = servers.find_label_studio(home)
+    return LabelStudio(found.url, found.token) if found else None
+
+
+def _state(
+    document: dict[str, Any], is_at_work: bool, look: Callable[[], dict[str, Any] | None]
+) -> list[str]:
+    """`complete`; `running 'reward'`; `waits for people` with what there is."""
+    status, step, waiting = document["status"], document.get("step"), document.get("waiting")
+    if status == "complete":
+        stop = document.get("stopped_after")
+        return [f"complete, up to {stop} as configured" if stop else status]
+    if status == "running" and not is_at_work:
+        status = "killed"  # it had no time to write it down
+    said = status if step is None else f"{status} at '{step}'"
+    if document["error"]:
+        said += f": {document['error']}"
+    if not waiting:
+        return [said]
+    seen = None if is_at_work else look()
+    first, *more = tally.describe(seen or waiting)
+    when = "" if seen or is_at_work else f" (as of {tally.for_people(waiting['taken'])})"
+    again = "" if is_at_work else "; `rankloop run` goes on"
+    return [said + again, first + when, *more, f"rank at {waiting['page']}"]
+
+
+def _look(path: Path, document: dict[str, Any], connect: Connect) -> dict[str, Any] | None:
+    """What is in Label Studio now; None where nobody answers. Nothing is kept: the round does that
+    when it goes on."""
+    try:
+        server = connect()
+        if server is None:
+            return None
+        from flows import labels  # noqa: PLC0415 - loads the SDK
+        from labeling.config import Labeling  # noqa: PLC0415
+
+        config = Labeling.model_validate(document["config"]["labeling"])
+        return labels.stands_now(server, document["name"], config, path.parent).document()
+    except (ConnectionError, InputError) as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
