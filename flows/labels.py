@@ -155,12 +155,12 @@ def publish(
                 raise
             logger.warning("somebody deleted project %r meanwhile: created anew", name)
             continue
-        if report.created and known:
+        if report.restored:
             logger.warning(
                 "%s had been deleted in Label Studio's project %r: put back, with %s from the "
                 "newest snapshot; what was answered after it is lost (in the community edition "
                 "every account can delete everything)",
-                counted(report.created, "task"),
+                counted(report.restored, "task"),
                 name,
                 counted(report.answers, "answer"),
             )

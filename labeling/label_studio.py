@@ -86,8 +86,8 @@ class LabelStudio(Connection):
             logger.info("Label Studio project %r created", title)
         if is_shared := _run_of(ours) not in ("", run):
             return Project(ours.id, title, self.page(ours.id), is_new, is_shared)
-        if not run:
-            wanted.pop("description")
+        if _run_of(ours) == run:
+            del wanted["description"]  # people may have added to it
         changed = {k: v for k, v in wanted.items() if getattr(ours, k, None) != v}
         if changed:
             self.ask(lambda: self.client.projects.update(ours.id, **changed))

@@ -29,11 +29,13 @@ BATCH = 1000
 
 @dataclass(frozen=True)
 class PublishReport:
-    """How many of the given tasks were created now, and how many were there before; how many
-    answers were put back with those created; `tasks`: all in the project, strangers' too."""
+    """How many of the given tasks were created now, and how many were there before. `restored` of
+    those created had been there at some time, and got their `answers` back. `tasks`: all in the
+    project, strangers' too."""
 
     created: int
     already_there: int
+    restored: int = field(default=0, compare=False)
     answers: int = field(default=0, compare=False)
     tasks: int = field(default=0, compare=False)
 
@@ -70,17 +72,19 @@ def publish(
     project, or it is another folder's; ConnectionError when the server keeps failing; Gone when
     somebody deletes the project meanwhile.
     """
-    state = _State(server, project, {task.key: task for task in tasks}, known or {})
+    wanted = {task.key: task for task in tasks}
+    known = {key: task for key, task in (known or {}).items() if key in wanted}
+    state = _State(server, project, wanted, known)
     if server.count(project).tasks:
         state.read()
     if state.missing() and not project.is_new:
         server.wait_until_stable(project)  # what a killed run sent last may still arrive
         state.read()
-    before, answers, failures, disagreements = len(state.keys), 0, 0, 0
+    before, failures, disagreements = set(state.keys), 0, 0
     while True:
         if missing := state.missing():
             try:
-                answers += state.send(missing[:BATCH])
+                state.send(missing[:BATCH])
                 failures = 0
             except ConnectionError as error:
                 failures += 1
@@ -89,8 +93,8 @@ def publish(
                 logger.warning("%s; looking at what arrived", error)
                 server.wait_until_stable(project)
                 state.read()
-            done, wanted = len(state.keys), len(state.wanted)
-            logger.info("tasks published: %d/%d", done, wanted, extra={"progress": (done, wanted)})
+            done, of = len(state.keys), len(wanted)
+            logger.info("tasks published: %d/%d", done, of, extra={"progress": (done, of)})
             continue
         count = server.count(project).tasks
         if count == state.count or disagreements == connection.ATTEMPTS:
@@ -104,7 +108,14 @@ def publish(
             counted(count, "task"),
             state.count,
         )
-    return PublishReport(len(state.wanted) - before, before, answers, count)
+    restored = [task for key, task in known.items() if key not in before]
+    return PublishReport(
+        created=len(wanted) - len(before),
+        already_there=len(before),
+        restored=len(restored),
+        answers=sum(len(task.annotations) for task in restored),
+        tasks=count,
+    )
 
 
 class _State:
@@ -146,8 +157,8 @@ class _State:
             if task.annotations and task.created not in created.get(key, ())
         }
 
-    def send(self, batch: Sequence[Candidates]) -> int:
-        """One request, which the server commits whole or not at all; how many answers it held."""
+    def send(self, batch: Sequence[Candidates]) -> None:
+        """One request, which the server commits whole or not at all."""
         rows: list[Any] = []
         for task in batch:
             row: dict[str, Any] = {"data": page.task_data(task)}
@@ -169,7 +180,6 @@ class _State:
             raise ConnectionError("Label Studio took tasks without their answers")
         self.keys.update(task.key for task in batch)
         self.count += len(batch)
-        return answers
 
     def _annotation(self, exported: Mapping[str, Any]) -> dict[str, Any]:
         """An exported annotation as an import takes it."""

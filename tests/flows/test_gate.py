@@ -270,6 +270,20 @@ def test_single_tasks_deleted_while_the_gate_waits_come_back_once(
     assert dict(keys(label_studio, published.project)) == {task.key: 1 for task in tasks()}
 
 
+def test_what_arrives_twice_while_the_gate_waits_is_taken_away(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    """A request whose client gave up long ago."""
+    answer(label_studio, published, limit=1)
+    waiting = Waiting(label_studio, published, Labeling(wanted=4, poll_seconds=0.05))
+    until(lambda: waiting.told)
+    rows: Any = [{"data": page.task_data(task)} for task in tasks()]
+    label_studio.client.projects.import_tasks(published.project.id, request=rows)
+    until(lambda: label_studio.count(published.project) == Counts(4, 1, 0))
+    answer(label_studio, published, limit=4)
+    assert waiting.end() == Opened(4)
+
+
 def test_who_deletes_again_and_again_is_not_followed_for_ever(
     label_studio: LabelStudio, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,11 +179,25 @@ def test_a_deleted_task_comes_back_with_who_answered_what_and_in_which_order(
     report = publish(
         label_studio, project, tasks, {key: KnownTask.of(task) for key, task in seen.items()}
     )
-    assert (report, report.answers) == (PublishReport(3, 0), 4)
+    assert (report, report.restored, report.answers) == (PublishReport(3, 0), 3, 4)
     assert rankings_from_export(label_studio.export(project), tasks) == before
     assert len(before[0]) == 2
     lead_times = [a["lead_time"] for t in label_studio.export(project) for a in t["annotations"]]
     assert 12.5 in lead_times
+
+
+def test_an_answer_that_its_labeler_withdrew_does_not_come_back(label_studio: LabelStudio) -> None:
+    project = label_studio.ensure_project("withdrawn", "Rank them.")
+    tasks = make_tasks("withdrawn", 2)
+    publish(label_studio, project, tasks)
+    answer(label_studio, project, tasks[0], "ann@example.org")
+    seen = known(label_studio, project)
+    for task in label_studio.export(project):
+        for annotation in task["annotations"]:
+            label_studio.client.annotations.delete(annotation["id"])
+    report = publish(label_studio, project, tasks, seen)
+    assert (report, report.restored) == (PublishReport(0, 2), 0)
+    assert label_studio.count(project).answers == 0
 
 
 def test_the_answers_of_an_account_that_is_gone_are_not_given_to_ours() -> None:
