@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -104,12 +104,9 @@ class Server:
     def stop(self) -> None:
         processes.stop(self._process)
 
-    @contextmanager
-    def project(self, title: str) -> Iterator[Project]:
-        """An empty project, deleted afterwards."""
-        made = self.client.ensure_project(title, "Rank them.")
-        yield made
-        self.client.ask(lambda: self.client.client.projects.delete(made.id), repeat=True)
+    def project(self, title: str) -> Project:
+        """An empty one. It stays: to delete 10,000 tasks would take longer than to send them."""
+        return self.client.ensure_project(title, "Rank them.")
 
 
 def main() -> None:
@@ -167,12 +164,10 @@ def measure(server: Server, tasks: list[Candidates], rounds: int, folder: Path) 
     rows: Any = [{"data": page.task_data(task)} for task in tasks]
     sdk = server.client.client
 
+    once: Any = {"max_retries": 0, "timeout_in_seconds": 600}
+
     def bare_in(project: Project) -> None:
-        sdk.projects.import_tasks(
-            project.id,
-            request=rows,
-            request_options={"max_retries": 0, "timeout_in_seconds": 600},
-        )
+        sdk.projects.import_tasks(project.id, request=rows, request_options=once)
 
     def ours_in(project: Project) -> None:
         publish(server.client, project, tasks)
@@ -180,30 +175,29 @@ def measure(server: Server, tasks: list[Candidates], rounds: int, folder: Path) 
     for number in range(rounds):
         sides = [(into.bare, bare_in, "bare"), (into.ours, ours_in, "Rankloop")]
         for times, put, name in sides[:: -1 if number % 2 else 1]:
-            with server.project(f"in {name} {number}") as project:
-                times.append(seconds(lambda: put(project)))  # noqa: B023 (called here)
-                assert server.client.count(project).tasks == len(tasks)
+            project = server.project(f"in {name} {number}")
+            times.append(seconds(lambda: put(project)))  # noqa: B023 (called here)
+            assert server.client.count(project).tasks == len(tasks)
             say(f"round {number}: in, {name}, {times[-1]:.2f} s")
 
-    def bare_out(project: Project) -> int:
-        made: Any = sdk.projects.exports.create(project.id)
-        content = b"".join(sdk.projects.exports.download(project.id, made.id, export_type="JSON"))
-        return len(content)
+    def bare_out(project: Project) -> bytes:
+        exports = sdk.projects.exports
+        made: Any = exports.create(project.id, request_options=once)
+        return b"".join(
+            exports.download(project.id, made.id, export_type="JSON", request_options=once)
+        )
 
-    with server.project("out") as project:
-        publish(server.client, project, tasks, answered(tasks))
-        published = Published(project, Path(), len(tasks), len(tasks), folder)
-        for number in range(rounds):
-            sides = [(out.bare, "bare"), (out.ours, "Rankloop")]
-            for times, name in sides[:: -1 if number % 2 else 1]:
-                if name == "bare":
-                    times.append(seconds(lambda: bare_out(project)))
-                else:
-                    of_round = Published(
-                        published.project, Path(), len(tasks), 0, folder / f"round {number}"
-                    )
-                    times.append(seconds(lambda: look(server.client, of_round, tasks)))  # noqa: B023
-                say(f"round {number}: out, {name}, {times[-1]:.2f} s")
+    project = server.project("out")
+    publish(server.client, project, tasks, answered(tasks))
+    for number in range(rounds):
+        sides = [(out.bare, "bare"), (out.ours, "Rankloop")]
+        for times, name in sides[:: -1 if number % 2 else 1]:
+            if name == "bare":
+                times.append(seconds(lambda: bare_out(project)))
+            else:
+                of_round = Published(project, Path(), len(tasks), 0, folder / f"round {number}")
+                times.append(seconds(lambda: look(server.client, of_round, tasks)))  # noqa: B023
+            say(f"round {number}: out, {name}, {times[-1]:.2f} s")
     print("\n".join(table(into, out, len(tasks))))
     return {
         "import_ratio": into.ratio,
@@ -264,17 +258,17 @@ def kill(server: Server, tasks: list[Candidates], kills: int, seed: int, folder:
     """Publish under kills, once more in peace, and see that each task is there once."""
     draw, file = random.Random(seed), folder / "tasks.parquet"
     write_candidates(tasks, file)
-    with server.project("killed") as project:
-        for number in range(kills):
-            # So many tasks are there, then so many seconds more: a request is under way.
-            count, rest = len(tasks) * number // kills, draw.random() / 2
-            hit = (_kill_server if number % 2 else _kill_client)(server, project, file, count, rest)
-            there = server.client.count(project).tasks
-            say(f"kill {number}: {'server' if number % 2 else 'client'}, {there} there, hit: {hit}")
-        publish(server.client, project, tasks)
-        there = dict(project_tasks.keys(server.client, project))
-        assert there == {task.key: 1 for task in tasks}, "tasks are missing or there twice"
-        print(f"{len(there):,} tasks, each once, after {kills} kills (seed {seed})")
+    project = server.project("killed")
+    for number in range(kills):
+        # So many tasks are there, then so many seconds more: a request is under way.
+        count, rest = len(tasks) * number // kills, draw.random() / 2
+        hit = (_kill_server if number % 2 else _kill_client)(server, project, file, count, rest)
+        there = server.client.count(project).tasks
+        say(f"kill {number}: {'server' if number % 2 else 'client'}, {there} there, hit: {hit}")
+    publish(server.client, project, tasks)
+    there = dict(project_tasks.keys(server.client, project))
+    assert there == {task.key: 1 for task in tasks}, "tasks are missing or there twice"
+    print(f"{len(there):,} tasks, each once, after {kills} kills (seed {seed})")
 
 
 def publish_as_client(url: str, token: str, title: str, file: str) -> None:
