@@ -47,7 +47,7 @@ def wait_for_rankings(
         InputError: only simulated labelers have ranked, and that is not enough; or somebody deletes
             the tasks again and again.
     """
-    gate = _Gate(published, config)
+    gate, is_told = _Gate(published, config), False
     while True:
         try:
             gate.look(label_studio)
@@ -62,6 +62,14 @@ def wait_for_rankings(
         if there >= gate.wanted:
             return Opened(there, seen.snapshot, page)
         _refuse_to_wait_for_nobody(seen, gate.wanted, config)
+        if not is_told:
+            logger.info(
+                "every account of Label Studio's community edition can delete everything: what "
+                "people rank is kept in %s every %g minutes",
+                published.snapshots,
+                config.snapshot_minutes,
+            )
+            is_told = True
         on_wait(gate.tally, page)
         logger.info(
             "%d of %s are there%s; rank at %s",

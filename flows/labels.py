@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -178,7 +177,7 @@ def _run_id(folder: Path) -> str:
         return path.read_text().strip()
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"id.{os.getpid()}.partial")
+        partial = path.with_name("id.partial")
         partial.write_text(f"{uuid.uuid4().hex[:12]}\n")
         put_in_place(partial, path)
         return path.read_text().strip()
