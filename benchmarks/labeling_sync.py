@@ -7,7 +7,8 @@ bare calls of Label Studio's SDK.
 Both use one embedded Label Studio on SQLite, made for this run in a folder that is removed
 afterwards, and take turns; the order changes with every round. Seconds are of the clock, as the
 median of the rounds, because most of them are the server's. A ratio is Rankloop's time over the
-bare time: what safety costs.
+bare time: what safety costs. Beside it stands that of CPU seconds, the server's and the client's
+together, which other work on the machine moves less.
 
 - In. Bare is one `import_tasks` with all tasks, which were made before the clock starts. Rankloop's
   is `publish`: tasks made of candidates, sent in requests of a thousand, and counted afterwards.
@@ -34,10 +35,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ppo_vs_trl import machine, say, write_json
 
 from flows import embedded, labels, processes, server_home
@@ -68,15 +71,30 @@ publish_as_client(*sys.argv[2:])
 
 @dataclass
 class Times:
-    """Seconds, round by round."""
+    """Seconds, round by round: of the clock, and of the CPUs, the server's and the client's."""
 
     bare: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
+    bare_cpu: list[float] = field(default_factory=list)
+    ours_cpu: list[float] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
         """Ours over bare, of the medians."""
         return statistics.median(self.ours) / statistics.median(self.bare)
+
+    @property
+    def cpu_ratio(self) -> float:
+        return statistics.median(self.ours_cpu) / statistics.median(self.bare_cpu)
+
+    def take(self, server: Server, is_ours: bool, call: Callable[[], Any]) -> str:
+        cpu, clock = server.cpu_seconds() + time.process_time(), time.perf_counter()
+        call()
+        clock = time.perf_counter() - clock
+        cpu = server.cpu_seconds() + time.process_time() - cpu
+        (self.ours if is_ours else self.bare).append(clock)
+        (self.ours_cpu if is_ours else self.bare_cpu).append(cpu)
+        return f"{'Rankloop' if is_ours else 'bare'}, {clock:.2f} s, {cpu:.2f} s of CPU"
 
 
 class Server:
@@ -95,6 +113,10 @@ class Server:
         launch = embedded.label_studio(self._home, self._port, self._account)
         self._process = launch.start()
         assert embedded.wait_ready(launch, self._process) == self._port
+
+    def cpu_seconds(self) -> float:
+        times = psutil.Process(self._process.pid).cpu_times()
+        return times.user + times.system
 
     def kill(self) -> None:
         for member in processes.members(self._process):
@@ -173,12 +195,12 @@ def measure(server: Server, tasks: list[Candidates], rounds: int, folder: Path) 
         publish(server.client, project, tasks)
 
     for number in range(rounds):
-        sides = [(into.bare, bare_in, "bare"), (into.ours, ours_in, "Rankloop")]
-        for times, put, name in sides[:: -1 if number % 2 else 1]:
-            project = server.project(f"in {name} {number}")
-            times.append(seconds(lambda: put(project)))  # noqa: B023 (called here)
+        for is_ours in in_turn(number):
+            project = server.project(f"in {number} {'ours' if is_ours else 'bare'}")
+            put = ours_in if is_ours else bare_in
+            said = into.take(server, is_ours, partial(put, project))
             assert server.client.count(project).tasks == len(tasks)
-            say(f"round {number}: in, {name}, {times[-1]:.2f} s")
+            say(f"round {number}: in, {said}")
 
     def bare_out(project: Project) -> bytes:
         exports = sdk.projects.exports
@@ -190,18 +212,20 @@ def measure(server: Server, tasks: list[Candidates], rounds: int, folder: Path) 
     project = server.project("out")
     publish(server.client, project, tasks, answered(tasks))
     for number in range(rounds):
-        sides = [(out.bare, "bare"), (out.ours, "Rankloop")]
-        for times, name in sides[:: -1 if number % 2 else 1]:
-            if name == "bare":
-                times.append(seconds(lambda: bare_out(project)))
-            else:
-                of_round = Published(project, Path(), len(tasks), 0, folder / f"round {number}")
-                times.append(seconds(lambda: look(server.client, of_round, tasks)))  # noqa: B023
-            say(f"round {number}: out, {name}, {times[-1]:.2f} s")
+        of_round = Published(project, Path(), len(tasks), 0, folder / f"round {number}")
+        for is_ours in in_turn(number):
+            take_out = (
+                partial(look, server.client, of_round, tasks)
+                if is_ours
+                else partial(bare_out, project)
+            )
+            say(f"round {number}: out, {out.take(server, is_ours, take_out)}")
     print("\n".join(table(into, out, len(tasks))))
     return {
         "import_ratio": into.ratio,
         "export_ratio": out.ratio,
+        "import_cpu_ratio": into.cpu_ratio,
+        "export_cpu_ratio": out.cpu_ratio,
         "seconds": {"in": vars(into), "out": vars(out)},
         "load": os.getloadavg(),
     }
@@ -231,22 +255,24 @@ def answered(tasks: list[Candidates]) -> dict[str, KnownTask]:
     }
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
+def in_turn(number: int) -> tuple[bool, bool]:
+    """Whose turn it is: ours?"""
+    return (True, False) if number % 2 else (False, True)
 
 
 def table(into: Times, out: Times, tasks: int) -> Iterator[str]:
     """Markdown: a row for each way."""
     spread = "lowest to highest"
-    yield f"| {tasks:,} tasks | bare SDK, s | {spread} | Rankloop, s | {spread} | ratio |"
-    yield "|---|---|---|---|---|---|"
+    yield (
+        f"| {tasks:,} tasks | bare SDK, s | {spread} | Rankloop, s | {spread} | ratio "
+        "| of CPU seconds |"
+    )
+    yield "|---|---|---|---|---|---|---|"
     for name, times in (("in", into), ("out", out)):
         cells = [name]
         for side in (times.bare, times.ours):
             cells += [f"{statistics.median(side):.2f}", f"{min(side):.2f} to {max(side):.2f}"]
-        yield f"| {' | '.join(cells)} | {times.ratio:.2f} |"
+        yield f"| {' | '.join(cells)} | {times.ratio:.2f} | {times.cpu_ratio:.2f} |"
     yield ""
     yield f"Medians of {len(into.ours)} rounds; load {os.getloadavg()[0]:.1f}."
 

@@ -134,8 +134,9 @@ class _State:
         self.count = 0
         self._accounts: dict[str, int] = {}
 
-    def missing(self) -> list[Candidates]:
-        return [task for key, task in self.wanted.items() if key not in self.keys]
+    def missing(self) -> list[tuple[str, Candidates]]:
+        """Key and task; a key is a digest, worth keeping."""
+        return [(key, task) for key, task in self.wanted.items() if key not in self.keys]
 
     def read(self) -> None:
         """Ask what is there, and clear away what should not be."""
@@ -157,14 +158,14 @@ class _State:
             if task.annotations and task.created not in created.get(key, ())
         }
 
-    def send(self, batch: Sequence[Candidates]) -> None:
+    def send(self, batch: Sequence[tuple[str, Candidates]]) -> None:
         """One request, which the server commits whole or not at all."""
         rows: list[Any] = []
-        for task in batch:
+        for key, task in batch:
             row: dict[str, Any] = {"data": page.task_data(task)}
-            if task.key in self.known:
+            if key in self.known:
                 row["annotations"] = [
-                    self._annotation(annotation) for annotation in self.known[task.key].annotations
+                    self._annotation(annotation) for annotation in self.known[key].annotations
                 ]
             rows.append(row)
         answers = sum(len(row.get("annotations", ())) for row in rows)
@@ -178,7 +179,7 @@ class _State:
         if (made.annotation_count or 0) < answers:
             # It does so when it meets a locked database and tries once more.
             raise ConnectionError("Label Studio took tasks without their answers")
-        self.keys.update(task.key for task in batch)
+        self.keys.update(key for key, _ in batch)
         self.count += len(batch)
 
     def _annotation(self, exported: Mapping[str, Any]) -> dict[str, Any]:
