@@ -263,6 +263,8 @@ def test_the_same_labels_give_the_same_bytes_in_any_order_and_any_batches(tmp_pa
     monkeypatch.setattr(pairs_module, "_ROW_GROUP", 3)
     make_pairs(Pairs(), tmp_path / "c.parquet", tmp_path / "l.parquet", tmp_path)
     assert read_pairs(tmp_path / "pairs.parquet") == rows
+    keys = pq.read_table(tmp_path / "pairs.parquet")["prompt_key"].to_pylist()
+    assert keys == [p.prompt.key for p in rows]
     assert pq.ParquetFile(tmp_path / "pairs.parquet").metadata.num_row_groups > 5
 
 
