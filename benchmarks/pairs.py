@@ -31,12 +31,16 @@ def peak():
     status = Path("/proc/self/status").read_text()  # getrusage counts the parent's as well
     return int(status.split("VmHWM:")[1].split()[0]) / 1024  # MiB
 
+def waited():  # seconds in which this process could have run, and another one did
+    return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+
 folder = Path(sys.argv[1])
-before, cpu, start = peak(), time.process_time(), time.perf_counter()
+before, others, cpu, start = peak(), waited(), time.process_time(), time.perf_counter()
 metrics = make_pairs(Pairs(), folder / "completions.parquet", folder / "labels.parquet", folder)
 seconds = time.perf_counter() - start
 cpu_seconds = time.process_time() - cpu
-print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "pairs": metrics.pairs,
+print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds,
+    "waited_seconds": waited() - others, "pairs": metrics.pairs,
     "peak_mib": peak(), "imports_mib": before,
     "file_mib": (folder / "pairs.parquet").stat().st_size / 2**20}))
 """
@@ -48,7 +52,8 @@ def million_pairs_seconds(repeats: int = 3) -> float:
 
 
 def measure(repeats: int, tasks: int = TASKS) -> list[dict[str, float]]:
-    """Each repeat's seconds, CPU seconds, pairs, and peak memory (of which the imports) in MiB."""
+    """Each repeat's seconds, those on the CPU and those spent waiting for other processes, its
+    pairs, and in MiB the peak memory (of which the imports) and the file."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "ARROW_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with tempfile.TemporaryDirectory() as scratch:
         make_data(Path(scratch), tasks)

@@ -110,7 +110,7 @@ def make_pairs(config: Pairs, completions: Path, labels: Path, out: Path) -> Pai
 
     Rows are in the order of the tasks in `completions`, then by labeler, then by the places of the
     two completions: the same completions and labels give the same bytes. Texts are read and written
-    some thousand tasks at a time; beside them stand some 100 bytes for each task and ranking.
+    some thousand tasks at a time; beside them stand some 300 bytes for each task and ranking.
 
     Raises:
         InputError: the labels rank other completions than these, or give no pair at all.

@@ -380,6 +380,11 @@ def test_labels_that_do_not_fit_are_refused_and_nothing_is_left(tmp_path, task, 
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_no_labels_at_all_are_refused():
+    with pytest.raises(InputError, match="0 rankings hold no preference"):
+        made(Pairs(), [TASK], [])
+
+
 def test_completions_written_before_keys_stood_beside_them_give_the_same_bytes(tmp_path):
     write_rankings([RANKING], tmp_path / "l.parquet")
     write_candidates([TASK], tmp_path / "c.parquet")
