@@ -26,7 +26,13 @@ from labeling.errors import InputError
 logger = logging.getLogger(__name__)
 
 KEPT = 2
-_MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
+COMPLETE = "complete.json"
+# What it raises when a checkpoint's content is not what was written. Another OSError says nothing
+# of the content.
+_BAD_CONTENT = (
+    *(ValueError, LookupError, TypeError, AttributeError, SafetensorError),
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+)
 _STATE = "state.json"
 _TENSORS = "tensors.safetensors"
 
@@ -74,36 +80,55 @@ class Checkpoints:
         for old in self._there()[KEPT:]:
             shutil.rmtree(old)
 
-    def newest(self) -> Checkpoint | None:
-        """The newest whole one, or None. A damaged one is passed over, with a line that says why.
+    def newest(self, rows: int | None = None) -> Checkpoint | None:
+        """The newest whole one, or None. A damaged one is passed over, with a line that says why;
+        so is one with fewer `rows` of metrics than iterations, where they are told.
 
         Raises:
-            InputError: it is of another run.
+            InputError: it is of another run, or cannot be read though it may be whole.
         """
         for path in self._there():
             try:
-                return self._load(path)
+                return self._load(path, rows)
             except InputError:  # of another run
                 raise
-            except (
-                OSError,
-                ValueError,
-                LookupError,
-                TypeError,
-                AttributeError,
-                SafetensorError,
-            ) as error:
+            except _BAD_CONTENT as error:
                 logger.warning(
                     "%s cannot be used (%s): going on from the one before it, if there is one",
                     path,
                     error or type(error).__name__,
                 )
                 shutil.rmtree(path)  # or it would count as the newest when the next is written
+            except OSError as error:
+                raise InputError(
+                    f"the checkpoint {path} cannot be read ({error.strerror}): mend that, or "
+                    "remove the folder to go on without it"
+                ) from None
         return None
 
-    def remove(self) -> None:
-        """Remove all of them: the run is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def complete(self, metrics: Mapping[str, Any]) -> None:
+        """The run's files are written: these figures of it take the place of all checkpoints, so
+        that a kill before somebody takes the files away does not cost the run."""
+        partial = self.folder / f"{COMPLETE}.partial"
+        partial.write_text(json.dumps({"run": self.run, "metrics": dict(metrics)}))
+        put_in_place(partial, self.folder / COMPLETE)
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+
+    def completed(self) -> dict[str, Any] | None:
+        """What `complete` was given, if this run came so far; that of another run is removed."""
+        path = self.folder / COMPLETE
+        try:
+            found = json.loads(path.read_text())
+            if found["run"] == self.run:
+                return dict(found["metrics"])
+        except FileNotFoundError:
+            return None
+        except _BAD_CONTENT:
+            pass
+        path.unlink()
+        return None
 
     def _there(self) -> list[Path]:
         """Whole ones by name, newest first."""
@@ -112,7 +137,7 @@ class Checkpoints:
         named = (path for path in self.folder.iterdir() if re.fullmatch(r"\d+", path.name))
         return sorted(named, reverse=True)
 
-    def _load(self, path: Path) -> Checkpoint:
+    def _load(self, path: Path, rows: int | None) -> Checkpoint:
         state = json.loads((path / _STATE).read_text())
         for name, value in self.run.items():
             if (theirs := state["run"].get(name)) != value:
@@ -120,6 +145,8 @@ class Checkpoints:
                     f"{path} is of another run: its {name} is {_short(theirs)}, here it is "
                     f"{_short(value)}; work in another folder, or remove this one"
                 )
+        if rows is not None and rows < state["iterations"]:
+            raise ValueError(f"metrics.jsonl has {rows} rows, and it is of {state['iterations']}")
         if _digest(path / _TENSORS) != state["sha256"]:
             raise ValueError(f"{_TENSORS} is torn")
         return Checkpoint(state["iterations"], load_file(path / _TENSORS), state["numbers"])

@@ -6,12 +6,14 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
+from labeling.durable import put_in_place
 from labeling.records import Prompt
 from ppo.advantages import masked_mean
 from ppo.rollout import Experience, Rollout
@@ -61,7 +63,7 @@ class Journal:
         """`iterations`: how many are done already."""
         self.rows = _cut(out / METRICS, iterations, "iteration")
         _cut(out / TIMINGS, iterations, "iteration")
-        _cut(out / SAMPLES, iterations, "iteration")
+        self.sampled = {row["iteration"] for row in _cut(out / SAMPLES, iterations, "iteration")}
         self._files = {
             name: (out / name).open("a", encoding="utf-8") for name in (METRICS, TIMINGS, SAMPLES)
         }
@@ -105,8 +107,8 @@ class Journal:
             }
             for i in shown
         ]
-        for row in rows:
-            self._write(SAMPLES, row)
+        self._write(SAMPLES, *rows)
+        self.sampled.add(iteration)
         table = "\n".join(
             f"| {_cell(r['prompt'])} | {_cell(r['response'])} | {r['score']:.2f} |" for r in rows
         )
@@ -120,8 +122,8 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
-    def _write(self, name: str, row: dict[str, Any]) -> None:
-        self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+    def _write(self, name: str, *rows: dict[str, Any]) -> None:
+        self._files[name].write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
         self._files[name].flush()
 
     def _plot(self, row: dict[str, float], iteration: int) -> None:
@@ -138,8 +140,14 @@ def _cut(path: Path, iterations: int, counter: str) -> list[dict[str, float]]:
         partial = path.with_name(path.name + ".partial")
         text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept)
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        put_in_place(partial, path)  # or a power cut could take the rows that a checkpoint needs
     return kept
+
+
+def rows_there(out: Path) -> int:
+    """How many iterations have their row of metrics, from the first one without a gap."""
+    numbers = (row.get("iteration") for row in _whole_rows(out / METRICS))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], enumerate(numbers, 1)))
 
 
 def _whole_rows(path: Path) -> Iterable[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from labeling.durable import put_in_place
 from labeling.errors import InputError
 from ppo.sequences import Part
 from reward.encoding import end_of_turn
@@ -49,7 +49,7 @@ def save_value(actor: ActorCritic, file: Path) -> None:
     own = {n: p for n, p in actor.named_parameters() if not n.startswith("policy.")}
     partial = file.with_name(file.name + ".partial")
     save_file({n: p.detach().cpu().contiguous() for n, p in own.items()}, partial)
-    os.replace(partial, file)
+    put_in_place(partial, file)
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -6,18 +6,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from labeling.durable import put_in_place, sync
 from labeling.errors import InputError
 from labeling.records import read_prompts
+from labeling.scoring import split_reference
 from ppo.checkpoint import Checkpoints
 from ppo.config import PPO, Generation
 from ppo.decoding import Decoder
@@ -114,17 +115,28 @@ def train_ppo(
     models = [model] if judge is None else [model, judge.model]
     read: list[object] = [tokens, judge and judge.normalization, imitation and imitation.examples]
     if reward_function is not None:
-        file = Path(reward_function.rpartition(":")[0])
-        read.append(file.read_bytes() if file.is_file() else reward_function)
+        module, name = split_reference(reward_function)
+        file = Path(module)  # what it holds counts, not where it lies
+        read.append((file.read_bytes() if file.is_file() else module, name))
     checkpoints = Checkpoints(out / "checkpoints", _identity(config, dtype, models, read))
+    done = checkpoints.completed()
+    if done is not None and (out / "policy").is_dir():
+        return PPOMetrics(**done)
     rows = run(task, engine, state, checkpoints, out)
     folder = out / "policy.partial"
     save_policy(model, tokenizer, folder)
+    for file in folder.iterdir():
+        sync(file)
     shutil.rmtree(out / "policy", ignore_errors=True)  # of a run that was killed just here
-    os.replace(folder, out / "policy")
+    put_in_place(folder, out / "policy")
     save_value(actor, out / "value.safetensors")
-    checkpoints.remove()
     shutil.rmtree(out / "diverged", ignore_errors=True)  # of an earlier try
+    metrics = _metrics(rows, config)
+    checkpoints.complete(asdict(metrics))
+    return metrics
+
+
+def _metrics(rows: Sequence[dict[str, float]], config: PPO) -> PPOMetrics:
     last = rows[-1]
     return PPOMetrics(
         iterations=len(rows),
@@ -166,6 +178,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What makes a run this one and no other; `texts` are what it reads beside the models."""
     anywhere = {"device", "dtype", "micro_batch_tokens", "checkpoint_every", "samples_every"}
+    anywhere.add("reward_function")  # its content is among the texts
     return {
         **config.model_dump(mode="json", exclude=anywhere),
         "precision": str(dtype),

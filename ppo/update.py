@@ -16,9 +16,12 @@ from ppo.rollout import Engine, Experience, Rollout, micro_batch_tokens
 from ppo.sequences import Part
 from reward.compute import autocast
 
+ADVICE = "lower ppo.learning_rate or raise ppo.kl_coef"
+
 
 class Diverged(ArithmeticError):
-    """A gradient that is not finite; `rows` are the responses of its minibatch."""
+    """Something that is not finite; `rows` are the responses of its minibatch, or those that have
+    it."""
 
     def __init__(self, message: str, rows: Sequence[int]) -> None:
         super().__init__(message)
@@ -85,7 +88,7 @@ def update(
         if not math.isfinite(taken["policy/grad_norm"]):
             raise Diverged(
                 f"PPO's gradient is {taken['policy/grad_norm']} in iteration {iteration + 1}, "
-                f"epoch {len(collected) // config.minibatches + 1} ({taken})",
+                f"epoch {len(collected) // config.minibatches + 1} ({taken}); {ADVICE}",
                 minibatch,
             )
         collected.append(taken)

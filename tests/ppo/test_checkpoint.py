@@ -1,5 +1,6 @@
 """A killed run goes on, and ends with the bytes of one that nobody touched."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from labeling.errors import InputError
-from ppo import loop
+from ppo import checkpoint, loop
 from ppo.checkpoint import Checkpoints
 from ppo.config import PPO
 from ppo.train import train_ppo
@@ -86,6 +87,32 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(variant, policy, promp
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.parametrize("written", ["policy", "everything"])
+def test_killed_after_its_last_iteration_nothing_is_trained_again(
+    written, policy, prompts, folder, reward, monkeypatch
+):
+    """Before somebody takes the files away, the checkpoints are all that tells that they are whole;
+    here not one of them is where `checkpoint_every` would have it."""
+    config = PPO(**(BASE | {"iterations": 4, "checkpoint_every": 3}))
+    whole = folder("whole")
+    metrics = train_ppo(config, policy, prompts, whole, reward_function=reward)
+    out, right = folder("killed"), Checkpoints.complete
+
+    def kill(*args):
+        if written == "everything":
+            right(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "complete", kill)
+        process = begin(config, policy, prompts, out, reward)
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    monkeypatch.setattr(loop, "_learn", lambda *args: pytest.fail("it learns again"))
+    assert train_ppo(config, policy, prompts, out, reward_function=reward) == metrics
+    assert contents(out) == contents(whole)
+
+
 def stopped(config, policy, prompts, out, reward, monkeypatch):
     """A run that ended in its eighth iteration."""
     right = loop.update
@@ -117,7 +144,7 @@ def test_a_torn_checkpoint_is_passed_over_with_a_word(
     assert "going on after iteration 3 of 9" in caplog.text
     assert contents(out) == contents(folder("x").parent / "whole")
     assert len((out / "timings.jsonl").read_text().splitlines()) == config.iterations
-    assert not (out / "checkpoints").exists()
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["complete.json"]
 
 
 def test_a_checkpoint_of_another_run_is_refused(policy, prompts, folder, reward, monkeypatch):
@@ -143,6 +170,56 @@ def test_a_checkpoint_of_another_run_is_refused(policy, prompts, folder, reward,
     )
 
 
+def test_a_project_that_moved_goes_on(policy, prompts, folder, reward, monkeypatch, caplog):
+    caplog.set_level("INFO")
+
+    def asks(reference):
+        return PPO(**(BASE | {"iterations": 9, "reward_function": reference}))
+
+    out = folder("out")
+    stopped(asks(reward), policy, prompts, out, reward, monkeypatch)
+    elsewhere = folder("elsewhere") / "judge.py"
+    elsewhere.write_text(Path(reward.rpartition(":")[0]).read_text() + "other = score\n")
+    with pytest.raises(InputError, match="its data is"):  # another content
+        train_ppo(asks(reward), policy, prompts, out, reward_function=f"{elsewhere}:score")
+    Path(reward.rpartition(":")[0]).rename(elsewhere)
+    moved = f"{elsewhere}:score"
+    train_ppo(asks(moved), policy, prompts, out, reward_function=moved)
+    assert "going on after iteration 6 of 9" in caplog.text
+
+
+def test_a_checkpoint_whose_metrics_are_gone_is_passed_over(
+    policy, prompts, folder, reward, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    config = PPO(**(BASE | {"iterations": 9}))
+    train_ppo(config, policy, prompts, folder("whole"), reward_function=reward)
+    out = folder("out")
+    stopped(config, policy, prompts, out, reward, monkeypatch)
+    rows = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(rows[:4]))
+    train_ppo(config, policy, prompts, out, reward_function=reward)
+    assert "metrics.jsonl has 4 rows, and it is of 6" in caplog.text
+    assert "going on after iteration 3 of 9" in caplog.text
+    assert contents(out) == contents(folder("x").parent / "whole")
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_is_not_thrown_away(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, {"seed": 1})
+    checkpoints.save(3, {"w": torch.ones(2)}, {})
+
+    def fails(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_digest", fails)
+        with pytest.raises(InputError, match=r"000003 cannot be read \(Input/output error\)"):
+            checkpoints.newest()
+    assert checkpoints.newest().iterations == 3
+    (tmp_path / "000003" / "state.json").unlink()
+    assert checkpoints.newest() is None
+
+
 def test_the_newest_few_are_kept_and_partial_ones_never_read(tmp_path):
     checkpoints = Checkpoints(tmp_path, {"seed": 1})
     for done in (1, 2, 3):
@@ -158,8 +235,12 @@ def test_the_newest_few_are_kept_and_partial_ones_never_read(tmp_path):
     assert torch.equal(found.tensors["w"], torch.full((2,), 3.0))
     state = json.loads((tmp_path / "000003" / "state.json").read_text())
     assert state["run"] == {"seed": 1}
-    checkpoints.remove()
+    checkpoints.complete({"kl": 0.5})
     assert checkpoints.newest() is None
+    assert [path.name for path in tmp_path.iterdir()] == ["complete.json"]
+    assert checkpoints.completed() == {"kl": 0.5}
+    assert Checkpoints(tmp_path, {"seed": 2}).completed() is None
+    assert checkpoints.completed() is None, "that of another run is removed"
 
 
 def test_a_damaged_newer_one_does_not_push_out_the_next(tmp_path):

@@ -99,6 +99,15 @@ def test_a_kl_budget_ends_with_the_last_policy_within_it(
     assert measured <= cfg.kl_budget
 
 
+def test_the_last_iterations_samples_are_there_when_the_budget_ends_the_run(train):
+    free = rows_of(train("free", config(samples_every=1)) / "samples.jsonl")
+    kl = [row["objective/kl"] for row in rows_of(train("free", config()) / "metrics.jsonl")]
+    out = train("budget", config(kl_budget=(kl[2] + kl[3]) / 2, samples_every=5, iterations=6))
+    rows = rows_of(out / "samples.jsonl")
+    assert [row["iteration"] for row in rows] == [1] * 4 + [3] * 4
+    assert rows == [row for row in free if row["iteration"] in (1, 3)]
+
+
 def test_a_run_within_its_kl_budget_keeps_its_last_update(train, caplog):
     out = train("budget", config(kl_budget=1e6))
     free = train("free", config())
@@ -131,6 +140,59 @@ def test_a_run_that_diverges_says_so_in_one_line_and_keeps_the_batch(train, tmp_
     )
     assert batch["input_ids"].shape == (16, longest)
     assert not (tmp_path / "out" / "policy").exists()
+
+
+@pytest.mark.parametrize(
+    ("broken_in", "said"),
+    [
+        (2, "the KL of 16 of 16 responses is no finite number in iteration 3"),
+        (4, "PPO's last step left a policy or value that is not finite"),
+    ],
+)
+def test_a_kl_budget_hides_no_divergence(train, tmp_path, monkeypatch, broken_in, said):
+    right = loop.update
+
+    def breaks(engine, *args):
+        row = right(engine, *args)
+        if args[4] + 1 == broken_in:
+            with torch.no_grad():
+                engine.actor.policy.lm_head.weight[3] = float("nan")
+        return row
+
+    monkeypatch.setattr(loop, "update", breaks)
+    with pytest.raises(InputError, match=said):
+        train("out", config(kl_budget=1e6))
+    assert load_file(tmp_path / "out" / "diverged" / "batch.safetensors")
+    assert not (tmp_path / "out" / "policy").exists()
+
+
+def test_what_the_very_last_step_broke_is_not_saved(train, tmp_path):
+    with pytest.raises(InputError, match=r"last step left.*lower ppo\.learning_rate.*diverged"):
+        train("out", config(iterations=1, epochs=1, minibatches=1, learning_rate=1e30))
+    assert json.loads((tmp_path / "out" / "diverged" / "error.json").read_text())["rows"]
+    assert not (tmp_path / "out" / "policy").exists()
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_a_reward_model_that_gives_no_numbers_leaves_its_batch(train, tmp_path, policy):
+    model, tokenizer = from_policy(policy, 1)
+    torch.nn.init.constant_(model.score.weight, 3e38)  # finite, unlike what it gives
+    (tmp_path / "reward_model").mkdir()
+    RewardModel(model, tokenizer, Normalization(), CPU).save(tmp_path / "reward_model")
+    with pytest.raises(InputError, match="the reward model is broken; train it anew") as caught:
+        train("out", config(), reward_model=tmp_path / "reward_model")
+    folder = tmp_path / "out" / "diverged"
+    assert str(folder) in str(caught.value)
+    broken = ~load_file(folder / "batch.safetensors")["raw_scores"].isfinite()
+    rows = json.loads((folder / "error.json").read_text())["rows"]
+    assert broken.nonzero().flatten().tolist() == rows != []
+
+
+def test_the_kl_controller_waits_for_the_critic(train):
+    cfg = config(iterations=5, critic_warmup=3, kl_coef=0.1, kl_target=1.0, kl_horizon=100)
+    coefficients = [r["objective/kl_coef"] for r in rows_of(train("out", cfg) / "metrics.jsonl")]
+    assert coefficients[:4] == [0.1] * 4
+    assert coefficients[4] < 0.1, "no drift yet: less pressure"
 
 
 def test_a_nan_is_found_in_the_batch_by_the_code_of_the_docs(train, tmp_path, monkeypatch, capsys):
