@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import ppo_work
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from labeling.records import Completion
@@ -20,13 +19,10 @@ from ppo.decoding import Decoder
 from ppo.policy import ActorCritic, separate_critic
 from ppo.rewards import RunningMoments, shape_scores
 from ppo.rollout import Engine, experience_of, read_rollout
-from ppo.sequences import by_length
 from ppo.state import State
 from ppo.update import update
-from reward.compute import autocast
-from reward.model import pad_right
+from reward.model import score_tokens
 
-BUCKET_TOKENS = 2_048  # in one forward pass of the reward model
 FINISHED = [True] * ppo_work.PROMPTS
 
 
@@ -84,7 +80,7 @@ def step(side: Side, work: ppo_work.Work, iteration: int, meter: ppo_work.Meter)
     meter.lap("generate")
 
     whole = [p + r for p, r in zip(work.prompts, drawn.tokens, strict=True)]
-    raw = score(side.scorer, whole, engine.dtype)
+    raw = score_tokens(side.scorer, whole, engine.dtype)
     scores = shape_scores(raw, FINISHED, config, RunningMoments())
     completions = [Completion("")] * ppo_work.PROMPTS
     rollout = read_rollout(engine, config, work.prompts, drawn, completions, scores)
@@ -95,20 +91,6 @@ def step(side: Side, work: ppo_work.Work, iteration: int, meter: ppo_work.Meter)
     meter.lap("update")
     meter.end_step()
     assert list(rollout.sequences.response_lengths) == work.lengths, "a length was not kept"
-
-
-@torch.no_grad()
-def score(scorer: PreTrainedModel, sequences: list[list[int]], dtype: torch.dtype) -> Tensor:
-    """The reward model's score of each prompt with its response, `(N,)`, in buckets of similar
-    lengths."""
-    scores = torch.empty(len(sequences))
-    for rows in by_length({i: len(ids) for i, ids in enumerate(sequences)}, BUCKET_TOKENS):
-        ids, mask = pad_right([sequences[i] for i in rows], ppo_work.PAD)
-        ids, mask = ids.to(scorer.device), mask.to(scorer.device)
-        with autocast(scorer.device, dtype):
-            logits = scorer(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        scores[rows] = logits[:, 0].float().cpu()
-    return scores
 
 
 def main() -> None:

@@ -174,8 +174,20 @@ def memory_of(config: RoundConfig, shape: ModelShape, lengths: Lengths) -> dict[
         return "bfloat16" if dtype == "bfloat16" else "float32"
 
     found = [
-        memory.of_sampling(shape, config.sampling, lengths.prompt, precision(config.sampling)),
-        memory.of_reward(shape, config.reward, lengths.pair, precision(config.reward)),
+        memory.of_sampling(
+            shape,
+            config.sampling,
+            lengths.prompt,
+            precision(config.sampling),
+            kind_of_device(config.sampling.device),
+        ),
+        memory.of_reward(
+            shape,
+            config.reward,
+            lengths.pair,
+            precision(config.reward),
+            kind_of_device(config.reward.device),
+        ),
         memory.of_ppo(
             shape,
             config.ppo,

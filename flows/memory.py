@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.model_shape import ModelShape
-from ppo.config import LOGITS_AT_ONCE, MICRO_BATCH_TOKENS, PPO, SFT, Evaluation, Sampling
-from reward.config import RewardTraining
+from ppo.config import (
+    DRAWING_TOKENS,
+    LOGITS_AT_ONCE,
+    MICRO_BATCH_TOKENS,
+    PPO,
+    SFT,
+    Evaluation,
+    Sampling,
+)
+from reward.config import SCORING_TOKENS, RewardTraining
 
 Precision = Literal["float32", "bfloat16"]
 Phase = Literal["always", "generating", "scoring", "training"]
 GB = 1e9
-SCORING_BATCH = 128  # texts that the reward model reads at once
 SFT_TILE = (4096, 8192)  # tokens × vocabulary that TRL's fused head holds at once
 
 
@@ -72,20 +79,29 @@ def of_sft(shape: ModelShape, config: SFT, tokens: int, precision: Precision) ->
 
 
 def of_sampling(
-    shape: ModelShape, config: Sampling, prompt_tokens: int, precision: Precision
+    shape: ModelShape,
+    config: Sampling,
+    prompt_tokens: int,
+    precision: Precision,
+    device: str = "cpu",
 ) -> StageMemory:
     """`prompt_tokens`: of the longest prompt."""
+    size, new = config.batch_size, config.max_new_tokens
     return StageMemory(
         "completions",
         (
             _weights("policy", shape.parameters),
-            *_generating(shape, config.batch_size, prompt_tokens, config.max_new_tokens, precision),
+            *_generating(shape, size, prompt_tokens, new, precision, device),
         ),
     )
 
 
 def of_reward(
-    shape: ModelShape, config: RewardTraining, tokens: int, precision: Precision
+    shape: ModelShape,
+    config: RewardTraining,
+    tokens: int,
+    precision: Precision,
+    device: str = "cpu",
 ) -> StageMemory:
     """`tokens`: of the longest prompt with its completion."""
     pairs = min(config.micro_batch_size or config.batch_size, config.batch_size)
@@ -94,7 +110,7 @@ def of_reward(
         (
             *_trained("reward model", shape.trunk, precision),
             _activations(shape, 2 * pairs, tokens, precision),
-            _forward(shape, SCORING_BATCH, tokens, precision, "scoring"),
+            _forward(shape, 1, max(tokens, SCORING_TOKENS[device]), precision, "scoring"),
         ),
     )
 
@@ -126,10 +142,11 @@ def of_ppo(
     parts.append(_weights("reference", shape.parameters))
     if config.needs_reward_model:
         parts.append(_weights("reward model", shape.trunk))
-        parts.append(_forward(shape, SCORING_BATCH, tokens, precision, "scoring"))
+        scored = max(tokens, min(SCORING_TOKENS[device], config.rollout_batch_size * tokens))
+        parts.append(_forward(shape, 1, scored, precision, "scoring"))
     if config.kl_budget is not None:
         parts.append(_weights("policy within the budget", shape.parameters))
-    parts += _generating(shape, config.rollout_batch_size, prompt_tokens, new, precision)
+    parts += _generating(shape, config.rollout_batch_size, prompt_tokens, new, precision, device)
     parts.append(_activations(shape, 1, at_once, precision))
     parts.append(_chunk(shape, at_once, device, precision, "training"))
     return StageMemory("ppo", tuple(parts))
@@ -146,11 +163,12 @@ def of_evaluation(
     """Both policies, drawn from in turn and then read side by side for the KL."""
     size, new = config.batch_size, config.max_new_tokens
     at_once = max(MICRO_BATCH_TOKENS[device], prompt_tokens + new)
+    read = max(at_once, SCORING_TOKENS[device]) if has_reward_model else at_once
     parts = [
         _weights("initial policy", shape.parameters),
         _weights("candidate", shape.parameters),
-        *_generating(shape, size, prompt_tokens, new, precision),
-        _forward(shape, 1, at_once, precision, "scoring"),
+        *_generating(shape, size, prompt_tokens, new, precision, device),
+        _forward(shape, 1, read, precision, "scoring"),
         _chunk(shape, at_once, device, precision, "scoring"),
     ]
     if has_reward_model:
@@ -222,8 +240,9 @@ def _forward(shape: ModelShape, rows: int, tokens: int, precision: Precision, ph
 
 
 def _generating(
-    shape: ModelShape, rows: int, prompt: int, new: int, precision: Precision
+    shape: ModelShape, rows: int, prompt: int, new: int, precision: Precision, device: str
 ) -> list[Part]:
+    rows = min(rows, max(1, DRAWING_TOKENS[device] // (prompt + new)))  # more come in turns
     size = 4 if precision == "float32" else 2
     cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * size
     return [

@@ -64,7 +64,7 @@ REWARD = Stage(
     "reward.train:train_reward_model",
     {"policy": "model", "pairs": "path", "completions": "path"},
     "reward_model",
-    version=2,
+    version=3,
 )
 PPO = Stage(
     "ppo",
@@ -77,7 +77,7 @@ PPO = Stage(
         "demonstrations": "dataset",
     },
     "policy",
-    version=3,
+    version=4,
     resumable=True,
 )
 EVALUATE = Stage(
@@ -91,7 +91,7 @@ EVALUATE = Stage(
         "judge": "function",
         "guards": "functions",
     },
-    version=3,
+    version=4,
 )
 REPORT = Stage(
     "report",

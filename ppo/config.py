@@ -12,6 +12,9 @@ from reward.config import Compute
 # Tokens in a forward and backward pass: where speed is flat and memory still small, measured on two
 # cores; a GPU wants larger products.
 MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
+# Tokens of prompts and responses that are drawn at once, padding included: the cache holds all of
+# them. One batch is the fastest as long as it fits.
+DRAWING_TOKENS = {"cpu": 32_768, "cuda": 262_144}
 # Logits in memory at once, as numbers: 8 MB of float32 on a CPU, where caches are what counts, and
 # 1 GB on a GPU, where every chunk reads and writes the head's whole gradient once.
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**28}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -18,13 +19,14 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.cache_utils import DynamicLayer
 
 from labeling.errors import InputError
-from ppo.config import Generation
+from ppo.cache import growing_cache
+from ppo.config import DRAWING_TOKENS, Generation
 from ppo.head import Head, statistics
 from ppo.policy import last_states
 from ppo.sequences import assemble, pad_left
+from reward.batches import by_length
 from reward.compute import autocast
 
 # Rows are dropped once so large a share of the batch has ended: dropping copies the cache.
@@ -32,6 +34,9 @@ _DROP_SHARE = 1 / 8
 # Tokens between two looks at which rows have ended: a GPU is waited for at each look. (And at each
 # token by transformers, while it asks whether the mask masks anything.)
 _LOOK_EVERY = {"cpu": 1, "cuda": 16}
+# At most so large a share of what is drawn at once is padding of prompts. A second batch costs all
+# its steps, so a little padding is cheaper.
+_PADDING = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,24 @@ class Drawn:
     logprobs: Tensor  # of the drawn tokens, at the sampling temperature
     entropies: Tensor  # of the distributions they were drawn from
     values: Tensor | None  # where a value function was given
+
+
+def _in_order(groups: Sequence[Sequence[int]], drawn: Sequence[Drawn]) -> Drawn:
+    """What was drawn in groups of rows, as if in one."""
+    rows = sorted((row, g, i) for g, group in enumerate(groups) for i, row in enumerate(group))
+    width = max(each.logprobs.shape[1] for each in drawn)
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        wide = [F.pad(each, (0, width - each.shape[1])) for each in tensors]
+        return torch.stack([wide[g][i] for _, g, i in rows])
+
+    values = [each.values for each in drawn if each.values is not None]
+    return Drawn(
+        [drawn[g].tokens[i] for _, g, i in rows],
+        joined([each.logprobs for each in drawn]),
+        joined([each.entropies for each in drawn]),
+        joined(values) if values else None,
+    )
 
 
 class Decoder:
@@ -92,20 +115,28 @@ class Decoder:
             seed: decides every draw.
             limits: tokens after which each response is cut, in place of `max_new_tokens`.
         """
-        # Around the whole loop: autocast keeps the weights it has rounded until it ends.
-        with autocast(self.model.device, self.dtype):
-            return self._draw(prompts, seed, limits)
-
-    def _draw(
-        self, prompts: Sequence[Sequence[int]], seed: int, limits: Sequence[int] | None
-    ) -> Drawn:
-        device, count = self.model.device, len(prompts)
+        count, budget = len(prompts), DRAWING_TOKENS[self.model.device.type]
         limits = [self.generation.max_new_tokens] * count if limits is None else limits
         longest = max(limits)
+        uniforms = torch.rand(count, longest, generator=torch.Generator().manual_seed(seed))
+        lengths = {row: len(prompt) + longest for row, prompt in enumerate(prompts)}
+        groups = [sorted(group) for group in by_length(lengths, budget, _PADDING)]
+        # Around all loops: autocast keeps the weights it has rounded until it ends.
+        with autocast(self.model.device, self.dtype):
+            drawn = [
+                self._draw([prompts[i] for i in rows], uniforms[rows], [limits[i] for i in rows])
+                for rows in groups
+            ]
+        return drawn[0] if len(groups) == 1 else _in_order(groups, drawn)
+
+    def _draw(
+        self, prompts: Sequence[Sequence[int]], uniforms: Tensor, limits: Sequence[int]
+    ) -> Drawn:
+        """As one batch."""
+        device, count = self.model.device, len(prompts)
+        longest, uniforms = max(limits), uniforms.to(device)
         ids, valid = (t.to(device) for t in pad_left(prompts, pad=0))
         mask = torch.cat([valid, valid.new_ones(count, longest)], dim=1)
-        generator = torch.Generator().manual_seed(seed)
-        uniforms = torch.rand(count, longest, generator=generator).to(device)
         stop, last = self.stop.to(device), torch.tensor(limits, device=device) - 1
         tokens = torch.zeros(count, longest, dtype=torch.long, device=device)
         logprobs, entropies, values = torch.zeros(3, count, longest, device=device)
@@ -201,49 +232,3 @@ class Decoder:
         chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=p.shape[1] - 1)
         entropies = -torch.linalg.vecdot(p, log_p.clamp(min=torch.finfo(log_p.dtype).min))
         return chosen.squeeze(1), log_p.gather(-1, chosen).squeeze(1), entropies
-
-
-class _GrowingLayer(DynamicLayer):
-    """Keys and values written into room made once; the parent class copies them every token."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room = room
-        self.length = 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append the new states `(b, heads, t, d)`; returns all of them."""
-        if not self.is_initialized:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            batch, heads, _, width = key_states.shape
-            # Under autocast rotary positions leave the keys in float32, which attention then rounds
-            # at every token: once is enough.
-            self._keys = value_states.new_empty(batch, heads, self.room, width)
-            self._values = value_states.new_empty(batch, heads, self.room, value_states.shape[-1])
-            self.is_initialized = True
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        self._keys[:, :, start : self.length] = key_states
-        self._values[:, :, start : self.length] = value_states
-        self.keys = self._keys[:, :, : self.length]
-        self.values = self._values[:, :, : self.length]
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        """Tokens held."""
-        return self.length
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the given rows (in order) alone: they move up within the room."""
-        for name in ("_keys", "_values"):
-            room = getattr(self, name)
-            room[: len(indices), :, : self.length] = room[indices, :, : self.length]
-            setattr(self, name, room[: len(indices)])
-
-
-def growing_cache(model: PreTrainedModel, room: int) -> DynamicCache:
-    """A cache for up to `room` tokens; layers that are not plain attention stay transformers'."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [_GrowingLayer(room) if type(x) is DynamicLayer else x for x in cache.layers]
-    return cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reward.model import pad_right
+from reward.batches import by_length, pad_right
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,6 @@ class Sequences:
     def valid(self, rows: Iterable[int]) -> int:
         """Response tokens in the given rows."""
         return sum(self.response_lengths[r] for r in rows)
-
-
-def by_length(lengths: dict[int, int], budget: int) -> list[list[int]]:
-    """Rows in groups of like lengths, the longest first: in each group rows × longest ≤ `budget`,
-    or it is a single row."""
-    groups: list[list[int]] = []
-    longest = 0
-    for row in sorted(lengths, key=lambda r: (-lengths[r], r)):
-        if not groups or (len(groups[-1]) + 1) * longest > budget:
-            groups.append([])
-            longest = lengths[row]
-        groups[-1].append(row)
-    return groups
 
 
 def assemble(

@@ -8,6 +8,11 @@ from pydantic import BaseModel, Field
 
 from labeling.config import UNKEYED
 
+# Tokens, padding included, that a reward model reads at once: what stays in a CPU's caches, and on a
+# GPU what keeps it busy. A pass without gradients holds one
+# layer of them.
+SCORING_TOKENS = {"cpu": 2_048, "cuda": 32_768}
+
 
 class Compute(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Seed and place of a computation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -19,7 +20,9 @@ from transformers import (
 
 from labeling.errors import InputError
 from labeling.records import Completion, Prompt
+from reward.batches import by_length, pad_right
 from reward.compute import autocast
+from reward.config import SCORING_TOKENS
 from reward.encoding import completion_ids, give_pad_token, load_tokenizer, prompt_ids
 from reward.loading import load_model
 
@@ -77,34 +80,40 @@ class RewardModel:
         partial.write_text(json.dumps(asdict(self.normalization)))
         os.replace(partial, folder / NORMALIZATION)
 
-    @torch.no_grad()
-    def raw_scores(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], batch_size: int = 128
-    ) -> Tensor:
+    def raw_scores(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Tensor:
         """Unnormalised scores, float32 `(N,)` on the CPU, in the order given."""
         ids = [
             prompt_ids(self.tokenizer, p) + completion_ids(self.tokenizer, p, c)
             for p, c in zip(prompts, completions, strict=True)
         ]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding in a batch
-        scores = torch.empty(len(ids))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            input_ids, attention_mask = pad_right(
-                [ids[i] for i in rows], self.model.config.get_text_config().pad_token_id
-            )
-            with autocast(self.device, self.dtype):
-                logits = self.model(
-                    input_ids=input_ids.to(self.device),
-                    attention_mask=attention_mask.to(self.device),
-                ).logits
-            scores[rows] = logits[:, 0].float().cpu()
-        return scores
+        return score_tokens(self.model, ids, self.dtype)
 
     def scores(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """Normalised scores: mean 0 and standard deviation 1 on the reference completions."""
         raw = self.raw_scores(prompts, completions)
         return ((raw - self.normalization.mean) / self.normalization.std).tolist()
+
+
+@torch.no_grad()
+def score_tokens(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], dtype: torch.dtype
+) -> Tensor:
+    """A classifier's output at the last token of each sequence, float32 `(N,)` on the CPU, in the
+    order given; as many sequences at once as SCORING_TOKENS holds."""
+    device = model.device
+    pad = model.config.get_text_config().pad_token_id
+    takes_cache = "use_cache" in inspect.signature(model.forward).parameters
+    without = {"use_cache": False} if takes_cache else {}  # nobody reads it
+    scores = torch.empty(len(sequences))
+    lengths = {i: len(ids) for i, ids in enumerate(sequences)}
+    for rows in by_length(lengths, SCORING_TOKENS[device.type]):
+        ids, mask = pad_right([sequences[i] for i in rows], pad)
+        with autocast(device, dtype):
+            logits = model(
+                input_ids=ids.to(device), attention_mask=mask.to(device), **without
+            ).logits
+        scores[rows] = logits[:, 0].float().cpu()
+    return scores
 
 
 def from_policy(policy: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -147,14 +156,3 @@ def score_in_float32(model: PreTrainedModel) -> None:
 def _in_float32(head: nn.Linear, hidden: tuple[Tensor], _rounded: Tensor) -> Tensor:
     with torch.autocast(hidden[0].device.type, enabled=False):
         return nn.functional.linear(hidden[0].float(), head.weight, head.bias)
-
-
-def pad_right(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Token lists → `(B, T)` ids and their mask, 1 = valid."""
-    length = max(len(s) for s in sequences)
-    ids = torch.full((len(sequences), length), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    return ids, mask

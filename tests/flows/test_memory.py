@@ -104,6 +104,18 @@ def test_a_cache_grows_with_tokens_and_heads() -> None:
     assert caches[1] == caches[2] == 2 * caches[0]
 
 
+def test_what_is_drawn_or_scored_at_once_has_a_bound() -> None:
+    config = PPO(max_new_tokens=100, rollout_batch_size=4_000)
+    one, two = (memory.of_ppo(SHAPE, config, 924, "float32", d) for d in ("cpu", "cuda"))
+    assert part(two, "KV cache", "generating") == 8 * part(one, "KV cache", "generating")
+    pass_of = "one layer's pass"
+    reads = [part(stage, pass_of, "scoring") for stage in (one, two)]
+    assert reads[1] == 16 * reads[0]
+    longer = memory.of_ppo(SHAPE, config, 99_900, "float32")  # a single one
+    held = [part(stage, "KV cache", "generating") for stage in (longer, one)]
+    assert held[0] * 32_768 == held[1] * 100_000
+
+
 def test_bfloat16_takes_fewer_activations_and_copies_the_weights() -> None:
     full, half = (memory.of_reward(SHAPE, RewardTraining(), 10, p) for p in ("float32", "bfloat16"))
     assert part(half, "activations") < part(full, "activations")

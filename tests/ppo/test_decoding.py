@@ -96,6 +96,55 @@ def test_dropping_ended_rows_changes_nothing(model, monkeypatch):
     assert draw(model).tokens == dropping.tokens
 
 
+def test_drawing_in_groups_changes_nothing(model, monkeypatch):
+    """Neither what is drawn nor, beyond rounding, what is captured with it."""
+    torch.manual_seed(1)
+    value = torch.nn.Linear(16, 1)
+    decoder = Decoder(
+        model,
+        frozenset((0, 1, 2)),
+        Generation(max_new_tokens=11),
+        value_of=lambda hidden: value(hidden).squeeze(-1),
+    )
+    prompts = [PROMPTS[0] * (1 + i % 4) for i in range(24)]
+    whole, sizes, right = decoder.draw(prompts, 3), [], decoder._draw
+
+    def counted(rows, *args):
+        sizes.append(len(rows))
+        return right(rows, *args)
+
+    monkeypatch.setattr(decoder, "_draw", counted)
+    for budget, padding in ((1, 0.5), (100, 0.5), (10_000, 0.1)):
+        sizes.clear()
+        monkeypatch.setitem(decoding.DRAWING_TOKENS, "cpu", budget)
+        monkeypatch.setattr(decoding, "_PADDING", padding)
+        grouped = decoder.draw(prompts, 3)
+        assert len(sizes) > 1
+        assert sum(sizes) == 24
+        assert grouped.tokens == whole.tokens
+        for name in ("logprobs", "entropies", "values"):
+            ours, theirs = getattr(grouped, name), getattr(whole, name)
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_one_long_prompt_does_not_lengthen_all_others(monkeypatch):
+    """63 prompts of 16 tokens and one of 1,000: a batch of all would be 27 times their sum."""
+    model = tiny.policy(tiny.tokenizer(), context=1100)
+    read, right = [], model.base_model.forward
+
+    def counted(*args, **kwargs):
+        read.append(kwargs["input_ids"].numel())
+        return right(*args, **kwargs)
+
+    decoder = Decoder(model, frozenset(), Generation(max_new_tokens=64))
+    monkeypatch.setattr(model.base_model, "forward", counted)
+    decoder.draw([[3] * 1000, *[[4] * 16] * 63], 0)
+    assert max(read) <= 2 * 1000
+    read.clear()
+    decoder.draw([[3] * n for n in range(32, 65)] * 2, 0)
+    assert len(read) == 64, "lengths as unlike as those of ordinary prompts stay one batch"
+
+
 def test_the_company_of_other_rows_changes_nothing():
     model = MODELS["llama"]()
     together = draw(model, prompts=PROMPTS[:1] * 3)

@@ -1,10 +1,8 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ppo.policy import last_states
-from ppo.sequences import assemble, by_length, pad_left
+from ppo.sequences import assemble, pad_left
 
 PROMPTS = [[1, 2, 3], [4], [5, 6]]
 RESPONSES = [[7], [8, 9, 10], [11, 12]]
@@ -16,19 +14,6 @@ def test_each_token_is_read_at_the_state_before_it():
     assert part.tokens.tolist() == [11, 12, 7]
     assert flat[part.states + 1].tolist() == [11, 12, 7]
     assert part.places.tolist() == [6, 7, 0]  # of rows 2 and 0 in a flattened (3, 3)
-
-
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 200))
-def test_micro_batches_hold_every_row_once_and_keep_the_budget(lengths, budget):
-    groups = by_length(dict(enumerate(lengths)), budget)
-    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
-    for group in groups:
-        longest = max(lengths[row] for row in group)
-        assert len(group) == 1 or len(group) * longest <= budget
-
-
-def test_rows_of_like_lengths_share_a_micro_batch():
-    assert by_length({0: 3, 1: 9, 2: 4, 3: 10}, 20) == [[3, 1], [2, 0]]
 
 
 def test_padding_is_on_the_side_it_should_be():
