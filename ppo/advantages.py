@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppo.kl import kl_estimate
+
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of the valid entries, a scalar: Σ m·v / Σ m."""
@@ -61,7 +63,7 @@ def kl_shaped_rewards(
     Returns:
         `(B, T)`, 0 at padding.
     """
-    rewards = -kl_coef * (logprobs - ref_logprobs) * mask
+    rewards = -kl_coef * kl_estimate(logprobs, ref_logprobs, "k1") * mask
     last = mask.long().sum(dim=1) - 1
     rewards[torch.arange(len(scores), device=rewards.device), last] += scores
     return rewards

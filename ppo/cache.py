@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -44,6 +46,28 @@ class _GrowingLayer(DynamicLayer):
             room = getattr(self, name)
             room[: len(indices), :, : self.length] = room[indices, :, : self.length]
             setattr(self, name, room[: len(indices)])
+
+
+class _EmptyLayer(DynamicLayer):
+    """Gives attention what it was given, and keeps nothing."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """The new states `(b, heads, t, d)`, which are all there are."""
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        """Tokens held."""
+        return 0
+
+
+def empty_cache(trunk: Any) -> DynamicCache:
+    """A cache that keeps nothing, for a whole pass. Without any cache, transformers asks the
+    positions whether rows are packed, and a GPU is waited for in each pass."""
+    cache = DynamicCache(config=trunk.config)
+    cache.layers = [_EmptyLayer() for _ in cache.layers]
+    return cache
 
 
 def growing_cache(model: PreTrainedModel, room: int) -> DynamicCache:

@@ -1,6 +1,36 @@
-"""The coefficient of the KL penalty: fixed, or steered to a target."""
+"""The KL to the reference: its estimators, and the coefficient of its penalty, which is fixed or
+steered to a target."""
 
 from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def kl_estimate(
+    logprobs: Tensor, ref_logprobs: Tensor, kind: Literal["k1", "k2", "k3"] = "k1"
+) -> Tensor:
+    """Per-token estimate of KL(π ‖ π_ref) from samples of π (Schulman 2020,
+    http://joschu.net/blog/kl-approx.html). With d = log π − log π_ref:
+
+        k1 = d (unbiased),   k2 = d²/2 (low variance),   k3 = exp(−d) − 1 + d (both, ≥ 0)
+
+    Args:
+        logprobs, ref_logprobs: any equal shape.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    d = logprobs - ref_logprobs
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d**2 / 2
+    if kind == "k3":
+        return torch.expm1(-d) + d
+    raise ValueError(f"kind is k1, k2 or k3, not {kind!r}")
 
 
 class FixedKL:

@@ -1,15 +1,15 @@
-"""The three losses of PPO and the KL estimators: pure functions over `(B, T)` response tokens,
+"""The three losses of PPO: pure functions over `(B, T)` response tokens,
 `mask` 1 = valid. Schulman et al. 2017, arXiv:1707.06347."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ppo.advantages import masked_mean
+from ppo.kl import kl_estimate
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def policy_loss(
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     with torch.no_grad():
         clip_fraction = masked_mean((clipped > unclipped).to(ratio.dtype), mask)
-        approx_kl = 0.5 * masked_mean(log_ratio**2, mask)
+        approx_kl = masked_mean(kl_estimate(log_ratio, torch.zeros_like(log_ratio), "k2"), mask)
         mean_ratio = masked_mean(ratio, mask)
     loss = masked_mean(torch.maximum(unclipped, clipped), mask)
     return PolicyLoss(loss, clip_fraction, approx_kl, mean_ratio)
@@ -94,34 +94,11 @@ def token_entropy(logits: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean entropy over valid positions, a scalar in nats. The bonus of PPO's eq. 9.
+    """Mean entropy over valid positions, a scalar in nats. The bonus of PPO's eq. 9, by definition;
+    the update has it from `ppo.head.statistics`, chunk by chunk.
 
     Args:
         logits: `(B, T, V)`, already divided by the sampling temperature.
         mask: `(B, T)`, 1 = valid.
     """
     return masked_mean(token_entropy(logits), mask)
-
-
-def kl_estimate(
-    logprobs: Tensor, ref_logprobs: Tensor, kind: Literal["k1", "k2", "k3"] = "k1"
-) -> Tensor:
-    """Per-token estimate of KL(π ‖ π_ref) from samples of π (Schulman 2020,
-    http://joschu.net/blog/kl-approx.html). With d = log π − log π_ref:
-
-        k1 = d (unbiased),   k2 = d²/2 (low variance),   k3 = exp(−d) − 1 + d (both, ≥ 0)
-
-    Args:
-        logprobs, ref_logprobs: any equal shape.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
-    d = logprobs - ref_logprobs
-    if kind == "k1":
-        return d
-    if kind == "k2":
-        return d**2 / 2
-    if kind == "k3":
-        return torch.expm1(-d) + d
-    raise ValueError(f"kind is k1, k2 or k3, not {kind!r}")

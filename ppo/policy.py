@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from labeling.durable import put_in_place
 from labeling.errors import InputError
+from ppo.cache import empty_cache
 from ppo.sequences import Part
 from reward.encoding import end_of_turn
 from reward.loading import load_model
@@ -101,7 +102,9 @@ class ActorCritic(nn.Module):
 
 def last_states(trunk: nn.Module, part: Part) -> Tensor:
     """Last hidden states of a trunk where the response tokens are chosen, `(N, d)`."""
-    hidden = trunk(input_ids=part.input_ids, use_cache=False).last_hidden_state
+    hidden = trunk(
+        input_ids=part.input_ids, past_key_values=empty_cache(trunk), use_cache=False
+    ).last_hidden_state
     return hidden.reshape(-1, hidden.shape[-1])[part.states]
 
 

@@ -14,6 +14,7 @@ from ppo.advantages import generalized_advantages, kl_shaped_rewards, masked_mea
 from ppo.config import MICRO_BATCH_TOKENS, PPO
 from ppo.decoding import Drawn
 from ppo.head import Head
+from ppo.kl import kl_estimate
 from ppo.policy import ActorCritic, last_states
 from ppo.rewards import Scores
 from ppo.sequences import Part, Sequences, assemble
@@ -59,7 +60,8 @@ class Rollout:
     @property
     def kl(self) -> Tensor:
         """KL to the reference in nats a response, `(B,)`: Σ_t log π − log π_ref, unbiased."""
-        return ((self.logprobs - self.ref_logprobs) * self.sequences.mask).sum(dim=1)
+        per_token = kl_estimate(self.logprobs, self.ref_logprobs, "k1")
+        return (per_token * self.sequences.mask).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def read_rollout(
 
     In float32 the policy's log-probabilities, and the values of a shared trunk, are those captured
     while drawing: no pass is made for them. In bfloat16 a decoding step and a pass over the whole
-    sequence round differently, so they are computed anew by the pass that the update makes; else
-    the ratio on the first minibatch would not be 1.
+    sequence round differently, so they are computed anew by a pass like the update's. Its rows are
+    in other company there, and matrix products of other shapes round differently too: the ratio on
+    the first minibatch is 1 to some hundredths of a token's, and exactly 1 in the mean no more.
     """
     actor, device = engine.actor, engine.actor.device
     sequences = assemble(prompts, drawn.tokens, device)

@@ -8,9 +8,8 @@ from pydantic import BaseModel, Field
 
 from labeling.config import UNKEYED
 
-# Tokens, padding included, that a reward model reads at once: what stays in a CPU's caches, and on a
-# GPU what keeps it busy. A pass without gradients holds one
-# layer of them.
+# Tokens, padding included, that a reward model reads at once: more is slower on a CPU, whose caches
+# are what counts, and a GPU wants larger products. (A pass without gradients holds one layer.)
 SCORING_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 
 

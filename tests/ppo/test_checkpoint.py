@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from labeling.errors import InputError
 from ppo import checkpoint, loop
 from ppo.checkpoint import Checkpoints
 from ppo.config import PPO
 from ppo.train import train_ppo
+from tests import tiny
 
 REWARD = """
 def score(prompts, completions):
@@ -126,6 +128,69 @@ def stopped(config, policy, prompts, out, reward, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train_ppo(config, policy, prompts, out, reward_function=reward)
     monkeypatch.setattr(loop, "update", right)
+
+
+def stops(config, policy, prompts, out, reward, monkeypatch, at, **more):
+    """A run that is interrupted before the rollout of this iteration, and then goes on."""
+    right = loop._roll_out
+
+    def breaks(*args, **kwargs):
+        if args[3] == at:
+            raise KeyboardInterrupt
+        return right(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_roll_out", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            train_ppo(config, policy, prompts, out, reward_function=reward, **more)
+    train_ppo(config, policy, prompts, out, reward_function=reward, **more)
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+SETS = {
+    "sft term, early stop": {"sft_coef": 0.3, "sft_batch_size": 4, "kl_early_stop": 0.003},
+    "bfloat16, running scores": {
+        **{"dtype": "bfloat16", "normalize_scores": "running", "whiten_rewards": True},
+        **{"kl_target": 0.5, "kl_horizon": 100},
+    },
+    "critic, schedule, budget": {
+        **{"critic": "separate", "critic_warmup": 2, "normalize_scores": "initial"},
+        **{"learning_rate_schedule": "cosine", "warmup_iterations": 2, "iterations": 12},
+        **{"kl_budget": 0.3, "learning_rate": 5e-4, "samples_every": 4},
+    },
+}
+
+
+@pytest.mark.parametrize("which", sorted(SETS))
+def test_every_kind_of_state_is_in_a_checkpoint(
+    which, policy, prompts, folder, reward, monkeypatch, tmp_path, caplog
+):
+    config, more = PPO(**(BASE | {"iterations": 8} | SETS[which])), {}
+    if "sft" in which:  # on a GPT-2, whose head is its embedding
+        sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+        tokens, policy = tiny.tokenizer(), str(tmp_path / "gpt2")
+        torch.manual_seed(0)
+        ends = {"bos_token_id": None, "eos_token_id": tokens.eos_token_id}
+        tied = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokens), **sizes, **ends))
+        tied.save_pretrained(policy)
+        tokens.save_pretrained(policy)
+        lines = [{"prompt": f"hello {w}", "completion": "good thanks"} for w in tiny.WORDS]
+        (tmp_path / "sft.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        more = {"demonstrations": str(tmp_path / "sft.jsonl")}
+    whole, out = folder("whole"), folder("out")
+    train_ppo(config, policy, prompts, whole, reward_function=reward, **more)
+    rows = rows_of(whole)
+    if "early stop" in which:
+        assert any(row["policy/minibatches"] < 4 for row in rows), "it really fires"
+    last = len(rows)
+    if "budget" in which:
+        assert 3 < last < 12, [row["objective/kl"] for row in rows]
+        assert "over ppo.kl_budget" in caplog.text
+    stops(config, policy, prompts, out, reward, monkeypatch, at=min(last, 5), **more)
+    assert contents(out) == contents(whole)
 
 
 def test_a_torn_checkpoint_is_passed_over_with_a_word(

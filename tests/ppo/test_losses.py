@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ppo.losses import entropy, kl_estimate, policy_loss, value_loss
+from ppo.kl import kl_estimate
+from ppo.losses import entropy, policy_loss, value_loss
 
 ONES = torch.ones(1, 4)
 

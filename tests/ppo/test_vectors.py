@@ -8,8 +8,8 @@ import torch
 
 from ppo.advantages import generalized_advantages, kl_shaped_rewards, masked_mean, whiten
 from ppo.head import Head, statistics
-from ppo.kl import AdaptiveKL
-from ppo.losses import entropy, kl_estimate, policy_loss, value_loss
+from ppo.kl import AdaptiveKL, kl_estimate
+from ppo.losses import entropy, policy_loss, value_loss
 
 CASES = json.loads((Path(__file__).parent / "vectors.json").read_text())
 
