@@ -4,8 +4,10 @@
 
 Both do the same work in float32 on one thread: 64 prompts of 32 to 64 random tokens, responses of
 the same forced lengths (about 2,050 tokens), a reference and a reward model of the policy's size,
-4 epochs of 4 minibatches. TRL has a critic of its own, as always; Rankloop's is measured as
-`shared` (its default: a value head on the policy) and as `separate` (TRL's algorithm).
+4 epochs of 4 minibatches. TRL trains two networks, policy and critic, as always. Rankloop is
+measured with its default, `shared`, which trains one (the value is a head on the policy), and with
+`separate`, which trains two and is the same algorithm as TRL's. Each has its default micro-batches:
+Rankloop's hold 512 tokens on a CPU, TRL's a whole minibatch, which is part of the memory's ratio.
 
 Measured are the process' CPU seconds of a step, as the median of several after a warm-up, and how
 far resident memory rises above what it was before any model was built. Each side is a process of
@@ -14,7 +16,8 @@ most one computes, but all of them stay in memory. TRL 1.12.0 is installed besid
 folder that git ignores; torch and transformers are those of this Python. Needs Linux.
 
 On a GPU, `--device cuda --sizes 0.5B 1.5B` takes the same steps in bfloat16, times them by the
-clock, and adds response tokens a second and the MFU of the update.
+clock, and adds response tokens a second and the MFU of the update (the critic's work included,
+where it is a network of its own).
 """
 
 from __future__ import annotations
@@ -156,6 +159,13 @@ def table(results: dict[str, dict[str, Measured]]) -> Iterator[str]:
                 *ratios,
             ]
             yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield (
+        "TRL trains two networks, policy and critic. Rankloop's `shared` critic (the default) "
+        "trains one; its `separate` critic is TRL's own algorithm. Rankloop's micro-batches "
+        "are smaller by default (512 tokens on a CPU, not a whole minibatch), which is part of the "
+        "memory's ratio."
+    )
     yield ""
     yield (
         ", ".join(f"{what} {which}" for what, which in machine().items())

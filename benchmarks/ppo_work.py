@@ -221,8 +221,8 @@ class Meter:
         self.sections = {}
         self._wait()
 
-    def report(self, work: Work, model: PreTrainedModel) -> None:
-        """All steps are done."""
+    def report(self, work: Work, model: PreTrainedModel, critic: bool) -> None:
+        """All steps are done; `critic`: of a network of its own."""
         _tell(
             {
                 "peak_bytes": (
@@ -230,7 +230,7 @@ class Meter:
                     if self.on_gpu
                     else _status("VmHWM") - self.base
                 ),
-                "flops": update_flops(work, model),
+                "flops": update_flops(work, model, critic),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "response_tokens": sum(work.lengths),
             }
@@ -247,15 +247,17 @@ class Meter:
         return time.perf_counter()
 
 
-def update_flops(work: Work, model: PreTrainedModel) -> float:
+def update_flops(work: Work, model: PreTrainedModel, critic: bool) -> float:
     """Floating-point operations that an update needs, after TRL's `compute_flops_per_token`:
     forward and backward of prompts and responses, the head at response positions only, epoch by
-    epoch. Padding and recomputation do not count."""
+    epoch; with a `critic` of its own, that of its trunk too, which is as large. Padding and
+    recomputation do not count."""
     prompts, responses = sum(map(len, work.prompts)), sum(work.lengths)
     tokens, config = prompts + responses, model.config
     each = compute_flops_per_token(config, tokens // len(work.prompts))
     head = 3 * 2 * config.hidden_size * config.vocab_size
-    return EPOCHS * (tokens * each - prompts * head)
+    policy = tokens * each - prompts * head
+    return EPOCHS * (policy + (tokens * (each - head) if critic else 0))
 
 
 def _tell(figures: dict[str, float]) -> None:

@@ -110,7 +110,7 @@ def main() -> None:
     meter.start()
     for iteration in range(options.steps + 1):
         step(side, work, iteration, meter)
-    meter.report(work, side.engine.actor.policy)
+    meter.report(work, side.engine.actor.policy, critic=options.critic == "separate")
 
 
 if __name__ == "__main__":
