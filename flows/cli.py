@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,11 +66,15 @@ def _dispatch(given: Sequence[str]) -> None:
         return _run(options.config, flags)
     if flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
-    if options.command == "demo":
-        return _demo(options.seed)
-    if options.command == "report":
-        return _report(options.run)
-    return {"up": _up, "down": _down, "status": _status}[options.command]()
+    commands: dict[str, Callable[[], None]] = {
+        "up": lambda: _up(options.config),
+        "down": _down,
+        "status": _status,
+        "labelers": lambda: _invite(options.reset),
+        "demo": lambda: _demo(options.seed),
+        "report": lambda: _report(options.run),
+    }
+    return commands[options.command]()
 
 
 def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
@@ -80,9 +84,19 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("up", help="start Prefect and Label Studio, or find them running")
+    up = commands.add_parser("up", help="start Prefect and Label Studio, or find them running")
+    up.add_argument(
+        "--config",
+        type=Path,
+        metavar="CONFIG",
+        help="put Label Studio where its labeling.bind and labeling.public_url say",
+    )
     commands.add_parser("down", help="end what `up` started")
     commands.add_parser("status", help="how the servers and the rounds are")
+    labelers = commands.add_parser("labelers", help="the people who rank")
+    about = labelers.add_subparsers(dest="about", required=True, metavar="invite")
+    invite = about.add_parser("invite", help="print the link that signs a labeler up")
+    invite.add_argument("--reset", action="store_true", help="make a new link; the old one ends")
     demo = commands.add_parser("demo", help="the support-desk example, from its corpus to a report")
     demo.add_argument("--seed", type=int, help="another seed than the example's is another run")
     run = commands.add_parser(
@@ -163,12 +177,13 @@ def _print_fields() -> None:
 # --- servers -------------------------------------------------------------------------------------
 
 
-def _up() -> None:
+def _up(config: Path | None) -> None:
     from rich.console import Console  # noqa: PLC0415
 
     from flows import launch  # noqa: PLC0415
+    from flows.load import load_config  # noqa: PLC0415
 
-    launch.bring_up(Console())
+    launch.bring_up(Console(), labeling=load_config(config).labeling if config else None)
 
 
 def _down() -> None:
@@ -176,6 +191,13 @@ def _down() -> None:
 
     stopped = servers.down(servers.default_home())
     print(f"stopped: {', '.join(stopped)}" if stopped else "nothing of ours was running")
+
+
+def _invite(reset: bool) -> None:
+    from flows import labelers, servers  # noqa: PLC0415
+
+    for line in labelers.invite(servers.default_home(), reset):
+        print(line)
 
 
 def _status() -> None:

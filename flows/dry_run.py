@@ -114,11 +114,14 @@ def _labels(config: RoundConfig, plan: Mapping[str, Planned], home: Path) -> str
     else:
         tasks = f"at most {limit}" if limit else "not yet known how many"
     said = f"{config.labeling.wanted or 'one each'} wanted of {tasks} tasks"
+    if config.labeling.overlap > 1:
+        share = config.labeling.overlap_share
+        said += f", {config.labeling.overlap} of {'each' if share == 1 else f'about {share:.0%}'}"
     try:
         server = servers.find_label_studio(home)
         if server is None:
             return f"{said}; Label Studio is not running"
-        label_studio = LabelStudio(server.url, server.token)
+        label_studio = LabelStudio(server.url, server.token, server.public_url)
         project = label_studio.find_project(config.name)
         if project is None:
             return f"{said}; nothing is published yet"

@@ -1,5 +1,6 @@
-"""The two embedded servers, Prefect and Label Studio, on SQLite and 127.0.0.1: how each is started
-and how one knows that it is ready. Who starts them and when is in servers.py."""
+"""The two embedded servers, Prefect and Label Studio, on SQLite: how each is started and how one
+knows that it is ready. Who starts them and when is in servers.py. Prefect listens on 127.0.0.1
+alone: whoever reaches it can run code here."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from typing import Literal
 
 from flows import processes
 from flows.processes import Detached
+from labeling.addresses import LOOPBACK, THIS_MACHINE, Address, is_this_machine
 from labeling.durable import put_in_place
 from labeling.errors import InputError
 
@@ -59,6 +61,7 @@ class Launch:
     log: Path
     port: int
     health: str
+    address: Address = THIS_MACHINE
 
     def start(self) -> Detached:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +100,9 @@ def prefect(home: Path, port: int) -> Launch:
     )
 
 
-def label_studio(home: Path, port: int, account: Account) -> Launch:
+def label_studio(
+    home: Path, port: int, account: Account, address: Address = THIS_MACHINE
+) -> Launch:
     """Label Studio out of its own virtual environment (it cannot share one with Prefect).
 
     Raises InputError when that environment is missing.
@@ -110,7 +115,7 @@ def label_studio(home: Path, port: int, account: Account) -> Launch:
             str(_label_studio_binary()),
             "start",
             "--no-browser",
-            *("--internal-host", "127.0.0.1"),
+            *("--internal-host", address.bind),
             *("--port", str(port)),
             *("--log-level", "WARNING"),
         ),
@@ -126,12 +131,28 @@ def label_studio(home: Path, port: int, account: Account) -> Launch:
             "LATEST_VERSION_CHECK": "false",
             "SENTRY_DSN": "",
             "FRONTEND_SENTRY_DSN": "",
+            **_behind_a_proxy(address),
         },
         folder=folder,
         log=home / "logs" / LOG["label_studio"],
         port=port,
         health=HEALTH["label_studio"],
+        address=address,
     )
+
+
+def _behind_a_proxy(address: Address) -> dict[str, str]:
+    """What Label Studio must know of the address that browsers see. It takes every request for
+    plain http, so without the origin it refuses each form that comes through TLS."""
+    if address.public_url is None:
+        return {}
+    settings = {
+        "LABEL_STUDIO_HOST": address.public_url,
+        "CSRF_TRUSTED_ORIGINS": str(address.origin),
+    }
+    if address.has_tls:
+        settings |= {"SESSION_COOKIE_SECURE": "1", "CSRF_COOKIE_SECURE": "1"}
+    return settings
 
 
 def _label_studio_binary() -> Path:
@@ -160,33 +181,41 @@ def prepare_database(folder: Path) -> None:
         connection.close()
 
 
-def free_port(wanted: Sequence[int]) -> int:
-    """The first of `wanted` on which nothing listens on this machine, else any free port."""
+def free_port(wanted: Sequence[int], host: str = LOOPBACK) -> int:
+    """The first of `wanted` that is free on this address and on 127.0.0.1, else any free port."""
     for port in (*wanted, 0):
         with socket.socket() as probe:
             # As servers do: a port in TIME_WAIT after our own `down` is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((host, port))
             except OSError:
                 continue
             if port and _answers(port):
                 continue
             return int(probe.getsockname()[1])
-    raise InputError("no free port on 127.0.0.1: end some of the programs that listen there")
+    raise InputError(f"no free port on {host}: end some of the programs that listen there")
+
+
+def wait_free(port: int, host: str, seconds: float = 10.0) -> None:
+    """Wait until a server that was ended has let go of its port: with open connections (a browser
+    keeps some) that outlasts the process by a moment. A proxy knows the port, so it is not given
+    up lightly."""
+    deadline = time.monotonic() + seconds
+    while free_port([port], host) != port and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _answers(port: int) -> bool:
     """Whether something listens on another address of the same port (Label Studio avoids those)."""
     with socket.socket() as client:
         client.settimeout(0.5)
-        return client.connect_ex(("127.0.0.1", port)) == 0
+        return client.connect_ex((LOOPBACK, port)) == 0
 
 
 def get(url: str, headers: dict[str, str] | None = None, timeout_s: float = 5.0) -> int | None:
     """HTTP status of a GET, or None when nobody answers. Proxies are left out on this machine."""
-    local = "://127.0.0.1" in url or "://localhost" in url
-    handlers = [urllib.request.ProxyHandler({})] if local else []
+    handlers = [urllib.request.ProxyHandler({})] if is_this_machine(url) else []
     opener = urllib.request.build_opener(*handlers)
     try:
         with opener.open(
@@ -216,7 +245,8 @@ def wait_ready(launch: Launch, process: Detached) -> int:
                 f"{_last_words(launch.log)}"
             )
         for port in sorted(processes.listening_ports(process)):
-            if get(f"http://127.0.0.1:{port}{launch.health}", timeout_s=2.0) == 200:
+            url = f"http://{launch.address.reached_at}:{port}{launch.health}"
+            if get(url, timeout_s=2.0) == 200:
                 return port
         now = time.monotonic()
         if now - begun > READY_WITHIN_S:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from flows import labels
-from flows.labels import Look, Opened, Published, rankings_wanted
+from flows.labels import Look, Opened, Published
 from labeling import simulated
 from labeling.config import Labeling
 from labeling.connection import Gone
 from labeling.errors import InputError
 from labeling.label_studio import Counts, LabelStudio
+from labeling.overlap import rankings_wanted
 from labeling.records import read_candidates
 from labeling.tally import Tally, listed
 from labeling.wording import counted
@@ -100,7 +101,7 @@ class _Gate:
     def __init__(self, published: Published, config: Labeling) -> None:
         self.published, self.config = published, config
         self.tasks = read_candidates(published.completions)
-        self.wanted = rankings_wanted(config, len(self.tasks))
+        self.wanted = rankings_wanted(config, [task.key for task in self.tasks])
         self._looked: _Looked | None = None
         self._restored = 0
 
@@ -173,8 +174,9 @@ def _refuse_to_wait_for_nobody(seen: Look, wanted: int, config: Labeling) -> Non
     unusable = f" (not usable: {listed(seen.refused)})" if seen.refused else ""
     raise InputError(
         f"{len(seen.rankings)} of {counted(wanted, 'ranking')} are there{unusable}, and the "
-        "simulated labelers have answered everything: lower labeling.wanted, add labelers with "
-        "other names to labeling.simulated, or let people rank and run again"
+        "simulated labelers have answered all that falls to them: lower labeling.wanted or "
+        "labeling.overlap, add labelers with other names to labeling.simulated, or let people rank "
+        "and run again"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -15,11 +14,12 @@ from pathlib import Path
 
 from flows.recipe import LABELS_SUMMARY
 from labeling import publishing, simulated, snapshots
-from labeling.config import Labeling
+from labeling.config import Labeling, SimulatedLabeler
 from labeling.connection import Gone
 from labeling.durable import put_in_place
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio, Project
+from labeling.overlap import of_labeler, overlaps, rankings_wanted, set_overlaps, usual
 from labeling.publishing import KnownTask
 from labeling.rankings import Answer, read_answers
 from labeling.records import Candidates, Ranking, read_candidates, read_rankings, write_rankings
@@ -131,24 +131,26 @@ def publish(
             folder's run.
     """
     tasks = read_candidates(completions)
-    answers_per_task = math.ceil(rankings_wanted(config, len(tasks)) / len(tasks))
-    overlap = max(1, len(config.simulated), answers_per_task)
-    if overlap > max(1, len(config.simulated)):
+    keys = [task.key for task in tasks]
+    numbers = overlaps(config, keys)
+    by_default = rankings_wanted(config.model_copy(update={"wanted": None}), keys)
+    if config.wanted and config.wanted > by_default:
         logger.warning(
-            "%s wanted of %s: each task goes to %s; with fewer people, lower labeling.wanted or "
-            "sample completions for more prompts",
-            counted(rankings_wanted(config, len(tasks)), "ranking"),
+            "%s wanted of %s: each task goes to at least %s; with fewer people, lower "
+            "labeling.wanted or sample completions for more prompts",
+            counted(config.wanted, "ranking"),
             counted(len(tasks), "task"),
-            counted(overlap, "labeler"),
+            counted(min(numbers.values()), "labeler"),
         )
     run = _run_id(folder)
     for attempt in range(1, _PUBLISHED_ANEW_AT_MOST + 1):
-        project = label_studio.ensure_project(name, config.instructions, overlap, run)
+        project = label_studio.ensure_project(name, config.instructions, usual(numbers), run)
         if is_frozen:
             return Published(project, completions, len(tasks), 0, folder)
         known = _known_tasks(folder / "snapshots", tasks)
         try:
             report = publishing.publish(label_studio, project, tasks, known)
+            set_overlaps(label_studio, project, numbers)
         except Gone:
             if attempt == _PUBLISHED_ANEW_AT_MOST:
                 raise
@@ -188,10 +190,6 @@ def _known_tasks(folder: Path, tasks: Sequence[Candidates]) -> dict[str, KnownTa
     return {key: KnownTask.of(task) for key, task in seen.items()}
 
 
-def rankings_wanted(config: Labeling, tasks: int) -> int:
-    return config.wanted or tasks
-
-
 def look(label_studio: LabelStudio, published: Published, tasks: Sequence[Candidates]) -> Look:
     """Export what people have ranked, keep it, and read it.
 
@@ -218,7 +216,7 @@ def stands_now(label_studio: LabelStudio, name: str, config: Labeling, folder: P
         raise InputError(f"{label_studio.url} has no project {name!r}: the next run puts it back")
     export = snapshots.parse(label_studio.export_bytes(project))
     answers = _answers(folder / "snapshots", export, tasks)
-    wanted = rankings_wanted(config, len(tasks))
+    wanted = rankings_wanted(config, [task.key for task in tasks])
     return tally(answers, len(tasks), wanted, datetime.now(UTC))
 
 
@@ -228,20 +226,21 @@ def _answers(folder: Path, export: Tasks, tasks: Sequence[Candidates]) -> list[A
 
 
 def simulate(label_studio: LabelStudio, published: Published, config: Labeling) -> Answered:
-    """Let every simulated labeler answer what it has not answered yet."""
+    """Let every simulated labeler answer what falls to it and it has not answered yet."""
     tasks = read_candidates(published.completions)
-    return Answered(
-        sum(
-            simulated.answer_tasks(
-                labeler,
-                load_score_function(labeler.score),
-                label_studio,
-                published.project,
-                tasks,
-            )
-            for labeler in config.simulated
+    keys = [task.key for task in tasks]
+
+    def answer(labeler: SimulatedLabeler) -> int:
+        own = of_labeler(labeler.name, config, keys)
+        return simulated.answer_tasks(
+            labeler,
+            load_score_function(labeler.score),
+            label_studio,
+            published.project,
+            [task for task in tasks if task.key in own],
         )
-    )
+
+    return Answered(sum(answer(labeler) for labeler in config.simulated))
 
 
 def find_frozen(labels: Path, completions: Path) -> FrozenLabels | None:

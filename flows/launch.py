@@ -22,24 +22,32 @@ from flows.progress import LOGGERS, Step, Terminal
 from flows.server_home import HINT, NAMES, Name, check_writable
 from flows.servers import Servers
 from flows.summary import step_rows
+from labeling.addresses import LOOPBACK, Address
 
 if TYPE_CHECKING:
     from flows.config import RoundConfig
+    from labeling.config import Labeling
 
 logger = logging.getLogger(__name__)
 
 
-def bring_up(console: Console, wanted: Collection[Name] = NAMES) -> Servers:
-    """Start the servers that do not run, and print where they are; the login only once."""
+def bring_up(
+    console: Console, wanted: Collection[Name] = NAMES, labeling: Labeling | None = None
+) -> Servers:
+    """Start the servers that do not run, and print where they are; the login only once.
+    `labeling` may name where Label Studio listens."""
     clock = time.monotonic()
     with Terminal(console):
         logger.info("starting", extra={"step": Step("servers", "begin")})
-        up = servers.up(servers.default_home(), wanted)
+        address = named_address(labeling) if labeling else None
+        up = servers.up(servers.default_home(), wanted, address)
         seconds = time.monotonic() - clock
         logger.info("ready", extra={"step": Step("servers", "made", seconds, "ready")})
     console.print(f"Prefect       {up.prefect.ui_url}", highlight=False)
     if up.label_studio:
-        console.print(f"Label Studio  {up.label_studio.url}", highlight=False)
+        console.print(f"Label Studio  {up.label_studio.public_url}", highlight=False)
+        if up.label_studio.public_url != up.label_studio.url:
+            console.print(f"              behind it: {up.label_studio.url}", highlight=False)
     if up.label_studio and (login := up.label_studio.login):
         console.print(
             f"              log in as {escape(login.email)} with {escape(login.password)} "
@@ -50,6 +58,13 @@ def bring_up(console: Console, wanted: Collection[Name] = NAMES) -> Servers:
     return up
 
 
+def named_address(labeling: Labeling) -> Address | None:
+    """Where a config puts Label Studio, or None when it leaves that as it is."""
+    if labeling.bind is None and labeling.public_url is None:
+        return None
+    return Address(labeling.bind or LOOPBACK, labeling.public_url or None)
+
+
 def run_round(config: RoundConfig, console: Console) -> None:
     """Run one round and end with a table and its addresses. Label Studio is started only for a
     round in which somebody ranks."""
@@ -57,7 +72,8 @@ def run_round(config: RoundConfig, console: Console) -> None:
     for folder, hint in ((Path.cwd() / "runs", "run from another folder"), (home, HINT)):
         check_writable(folder, hint)
     check_inputs(config)
-    up = bring_up(console, NAMES if "publish" in needed_steps(config) else ("prefect",))
+    wanted: Collection[Name] = NAMES if "publish" in needed_steps(config) else ("prefect",)
+    up = bring_up(console, wanted, config.labeling)
     set_prefect_environment(up)
     from flows.round import rankloop_round  # noqa: PLC0415 - imports Prefect
 

@@ -1,5 +1,5 @@
-"""What the embedded servers leave under their home: their ports and processes, the first account's
-credentials, and the lock that makes `up` and `down` take turns."""
+"""What the embedded servers leave under their home: their addresses and processes, the first
+account's credentials, and the lock that makes `up` and `down` take turns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import secrets
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from flows.embedded import Account, write_private
 from flows.processes import Detached
+from labeling.addresses import THIS_MACHINE, Address
 from labeling.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -50,17 +51,34 @@ def lock(home: Path) -> FileLock:
     return lock
 
 
-def recall(home: Path, name: Name) -> tuple[int | None, Detached | None]:
-    """Port and process of the last `up`; None for what never was, or was ended by `down`."""
+@dataclass(frozen=True)
+class Known:
+    """What the last `up` left of a server: its port, its process (None after `down`), and the
+    address that it listens on."""
+
+    port: int | None = None
+    process: Detached | None = None
+    address: Address = THIS_MACHINE
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches it; empty for what never was."""
+        return f"http://{self.address.reached_at}:{self.port}" if self.port else ""
+
+
+def recall(home: Path, name: Name) -> Known:
     entry = read(home / "servers.json").get(name) or {}
     process = entry.get("process")
-    return entry.get("port"), Detached(**process) if process else None
+    return Known(
+        entry.get("port"),
+        Detached(**process) if process else None,
+        Address(**(entry.get("address") or {})),
+    )
 
 
-def remember(home: Path, name: Name, port: int | None, process: Detached | None) -> None:
-    known = read(home / "servers.json")
-    known[name] = {"port": port, "process": asdict(process) if process else None}
-    write_private(home / "servers.json", known)
+def remember(home: Path, name: Name, known: Known) -> None:
+    entries = read(home / "servers.json")
+    write_private(home / "servers.json", entries | {name: asdict(known)})
 
 
 def credentials_path(home: Path) -> Path:

@@ -1,29 +1,30 @@
 """The servers that a round needs: `up`, `down`, `status`, `connect`.
 
 By default both are embedded: Prefect and Label Studio on SQLite, on 127.0.0.1, with their data,
-logs and credentials under one home folder. A server named by `PREFECT_API_URL`, or by
-`LABEL_STUDIO_URL` with `LABEL_STUDIO_API_KEY`, is used in place of the embedded one.
+logs and credentials under one home folder. A config may put Label Studio on another address
+(`labeling.bind`, `labeling.public_url`), which the home remembers. A server named by
+`PREFECT_API_URL`, or by `LABEL_STUDIO_URL` with `LABEL_STUDIO_API_KEY`, is used in place of the
+embedded one.
 """
 
 from __future__ import annotations
 
-import base64
 import logging
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from flows import embedded, processes, server_home
+from flows import embedded, given_servers, processes, server_home
 from flows.embedded import HEALTH, LOG, PREFERRED_PORT, TITLE, Launch
 from flows.processes import Detached
-from flows.server_home import NAMES, Name
+from flows.server_home import NAMES, Known, Name
+from labeling.addresses import THIS_MACHINE, Address, is_own_address
 from labeling.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-VARIABLE = {"prefect": "PREFECT_API_URL", "label_studio": "LABEL_STUDIO_URL"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class PrefectServer:
 
 @dataclass(frozen=True)
 class LabelStudioServer:
-    """`login` is given only by the `up` that first brought the account to life."""
+    """`url` is where we reach it, `public_url` where browsers do. `login` is given only by the
+    `up` that first brought the account to life."""
 
     url: str
     token: str = field(repr=False)
     login: Login | None = None
+    public_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Servers:
 
 @dataclass(frozen=True)
 class ServerStatus:
-    """One server as it is now. `pid`, `memory_mb` and `log` are None for a server of others."""
+    """One server as it is now. `pid`, `memory_mb` and `log` are None for a server of others;
+    `exposure` says what others on the network can see of ours."""
 
     name: Name
     title: str
@@ -71,6 +75,8 @@ class ServerStatus:
     pid: int | None = None
     memory_mb: float | None = None
     log: Path | None = None
+    public_url: str = ""
+    exposure: str | None = None
 
 
 def default_home() -> Path:
@@ -78,32 +84,34 @@ def default_home() -> Path:
     return Path(os.environ.get("RANKLOOP_HOME") or Path.cwd() / ".rankloop").resolve()
 
 
-def up(home: Path, wanted: Collection[Name] = NAMES) -> Servers:
+def up(home: Path, wanted: Collection[Name] = NAMES, address: Address | None = None) -> Servers:
     """Start what is wanted and does not run yet, wait until it is ready, and say where it is.
     Prefect is wanted always.
 
-    Harmless when everything runs already, and when several processes call it at once.
+    `address`: where Label Studio is to listen; without it where it did last, at first on this
+    machine alone. One that runs elsewhere is restarted. Harmless when everything runs already, and
+    when several processes call it at once.
     Raises InputError when a server cannot start, or a given one is unreachable or refuses.
     """
     home = home.resolve()
     with server_home.lock(home):
         launched = []
-        if _external(home, "prefect") is None:
-            launched.append(_start(home, "prefect", lambda port: embedded.prefect(home, port)))
-        if "label_studio" in wanted and _external(home, "label_studio") is None:
+        if given_servers.url(home, "prefect") is None:
+            build = partial(embedded.prefect, home)
+            launched.append(_start(home, "prefect", THIS_MACHINE, build))
+        if "label_studio" in wanted and given_servers.url(home, "label_studio") is None:
+            there = address or server_home.recall(home, "label_studio").address
             account = server_home.account(home)
             embedded.prepare_database(home / "label-studio")
-            launched.append(
-                _start(
-                    home,
-                    "label_studio",
-                    lambda port: embedded.label_studio(home, port, account),
-                )
-            )
+            build = partial(embedded.label_studio, home, account=account, address=there)
+            launched.append(_start(home, "label_studio", there, build))
+            if there.exposure:
+                logger.warning(there.exposure)
         for launch, process in launched:
             port = embedded.wait_ready(launch, process)
-            server_home.remember(home, launch.name, port, process)
-            logger.info("%s is ready at http://127.0.0.1:%d", launch.title, port)
+            known = Known(port, process, launch.address)
+            server_home.remember(home, launch.name, known)
+            logger.info("%s is ready at %s", launch.title, known.url)
         return _with_login_once(home, _servers(home, wanted))
 
 
@@ -133,24 +141,27 @@ def status(home: Path) -> list[ServerStatus]:
     home = home.resolve()
     result = []
     for name in NAMES:
-        if (given := _external(home, name)) is not None:
-            answer = embedded.get(f"{given}/health", _prefect_auth() if name == "prefect" else {})
+        if (given := given_servers.url(home, name)) is not None:
+            answer = embedded.get(
+                f"{given}/health", given_servers.prefect_headers() if name == "prefect" else {}
+            )
             url = given.removesuffix("/api")
             result.append(ServerStatus(name, TITLE[name], "external", url, answer == 200))
             continue
-        port, process = server_home.recall(home, name)
-        found = processes.find(process) if process else None
-        url = f"http://127.0.0.1:{port}" if port else ""
+        known = server_home.recall(home, name)
+        found = processes.find(known.process) if known.process else None
         result.append(
             ServerStatus(
                 name,
                 TITLE[name],
                 "embedded",
-                url,
-                ready=found is not None and embedded.get(url + HEALTH[name]) == 200,
+                known.url,
+                ready=found is not None and embedded.get(known.url + HEALTH[name]) == 200,
                 pid=found.pid if found else None,
-                memory_mb=processes.memory_mb(process) if process and found else None,
+                memory_mb=processes.memory_mb(known.process) if known.process and found else None,
                 log=home / "logs" / LOG[name],
+                public_url=known.address.public_url or known.url,
+                exposure=known.address.exposure,
             )
         )
     return result
@@ -164,48 +175,25 @@ def down(home: Path) -> list[str]:
         return stopped
     with server_home.lock(home):
         for name in reversed(NAMES):
-            port, process = server_home.recall(home, name)
-            if process is None:
+            known = server_home.recall(home, name)
+            if known.process is None:
                 continue
-            if processes.stop(process):
+            if processes.stop(known.process):
                 stopped.append(TITLE[name])
                 logger.info("%s stopped", TITLE[name])
-            server_home.remember(home, name, port, None)
+            server_home.remember(home, name, replace(known, process=None))
     return stopped
 
 
-# --- servers of others ---------------------------------------------------------------------------
-
-
-def _external(home: Path, name: Name) -> str | None:
-    """The address in the environment, or None when the server is to be embedded."""
-    url = (os.environ.get(VARIABLE[name]) or "").rstrip("/")
-    port, _ = server_home.recall(home, name)
-    ours = f"http://127.0.0.1:{port}"
-    # Our own address in the environment (a flow passes it on) does not make a server foreign.
-    return url if url and url.removesuffix("/api") != ours else None
-
-
-def _prefect_auth() -> dict[str, str]:
-    if key := os.environ.get("PREFECT_API_KEY"):
-        return {"Authorization": f"Bearer {key}"}
-    if pair := os.environ.get("PREFECT_API_AUTH_STRING"):
-        return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
-    return {}
+# --- where they are ------------------------------------------------------------------------------
 
 
 def _servers(home: Path, wanted: Collection[Name] = NAMES) -> Servers:
     """Where the servers are, after asking whether they take our keys."""
-    if (api_url := _external(home, "prefect")) is not None:
-        answer = embedded.get(f"{api_url}/health", _prefect_auth(), timeout_s=15)
-        if answer != 200:
-            raise InputError(
-                f"PREFECT_API_URL {api_url} "
-                + ("cannot be reached" if answer is None else f"answers with HTTP {answer}")
-                + ": start that server, correct its address or key, or unset PREFECT_API_URL"
-            )
+    if (api_url := given_servers.url(home, "prefect")) is not None:
+        given_servers.check_prefect(api_url)
     else:
-        api_url = f"http://127.0.0.1:{server_home.recall(home, 'prefect')[0]}/api"
+        api_url = f"{server_home.recall(home, 'prefect').url}/api"
     return Servers(
         PrefectServer(api_url, api_url.removesuffix("/api")),
         _label_studio(home) if "label_studio" in wanted else None,
@@ -213,26 +201,15 @@ def _servers(home: Path, wanted: Collection[Name] = NAMES) -> Servers:
 
 
 def _label_studio(home: Path) -> LabelStudioServer:
-    url = _external(home, "label_studio")
-    return _embedded_label_studio(home) if url is None else _external_label_studio(url)
-
-
-def _external_label_studio(url: str) -> LabelStudioServer:
-    token = os.environ.get("LABEL_STUDIO_API_KEY")
-    if not token:
-        raise InputError(
-            f"LABEL_STUDIO_URL is set to {url} but LABEL_STUDIO_API_KEY is not: set it to a token "
-            "from that server's Account & Settings page"
-        )
-    # The SDK takes its time to load, and knows both kinds of token.
-    from labeling.label_studio import LabelStudio  # noqa: PLC0415
-
-    LabelStudio(url, token).check()
-    return LabelStudioServer(url, token)
+    url = given_servers.url(home, "label_studio")
+    if url is None:
+        return _embedded_label_studio(home)
+    return LabelStudioServer(url, given_servers.checked_token(url), public_url=url)
 
 
 def _embedded_label_studio(home: Path) -> LabelStudioServer:
-    url = f"http://127.0.0.1:{server_home.recall(home, 'label_studio')[0]}"
+    known = server_home.recall(home, "label_studio")
+    url = known.url
     token = server_home.account(home).token
     answer = embedded.get(
         f"{url}/api/current-user/whoami", {"Authorization": f"Token {token}"}, timeout_s=15
@@ -242,30 +219,54 @@ def _embedded_label_studio(home: Path) -> LabelStudioServer:
             f"Label Studio at {url} refuses the token in {server_home.credentials_path(home)} "
             f"(HTTP {answer}): put back the file that belongs to {home / 'label-studio'}"
         )
-    return LabelStudioServer(url, token)
+    return LabelStudioServer(url, token, public_url=known.address.public_url or url)
 
 
-def _start(home: Path, name: Name, build: Callable[[int], Launch]) -> tuple[Launch, Detached]:
-    """The server's launch and process: the one that runs, else one started now."""
-    port, process = server_home.recall(home, name)
-    if port and process and processes.find(process):
-        return build(port), process
-    if process:
-        processes.stop(process)  # what a leader that died has left behind holds the port
-    taken = embedded.free_port([p for p in (port, PREFERRED_PORT[name]) if p])
-    launch = build(taken)
-    logger.info("starting %s on port %d …", launch.title, taken)
+def _start(
+    home: Path, name: Name, address: Address, build: Callable[[int], Launch]
+) -> tuple[Launch, Detached]:
+    """The server's launch and process: the one that runs at this address, else one started now."""
+    known = server_home.recall(home, name)
+    if not is_own_address(address.bind):
+        raise InputError(
+            f"labeling.bind {address.bind} is no address of this machine: name one of its own, or "
+            "0.0.0.0 for all of them"
+        )
+    is_running = known.process is not None and processes.find(known.process) is not None
+    if known.port and known.process and is_running and known.address == address:
+        return build(known.port), known.process
+    if is_running:
+        logger.warning(
+            "%s listens on %s and is restarted for %s: whoever is ranking goes on by reloading "
+            "the page, there if it is another",
+            TITLE[name],
+            _told(known.address),
+            _told(address),
+        )
+    if known.process:
+        processes.stop(known.process)  # also what a leader that died has left behind on the port
+    if known.port and is_running:
+        embedded.wait_free(known.port, address.bind)
+    wanted = [p for p in (known.port, PREFERRED_PORT[name]) if p]
+    port = embedded.free_port(wanted, address.bind)
+    launch = build(port)
+    logger.info("starting %s on port %d …", launch.title, port)
+    if address.public_url and known.port not in (None, port):
+        logger.warning("port %d was taken: tell the proxy of %d", known.port, port)
     process = launch.start()
-    server_home.remember(
-        home, name, taken, process
-    )  # before it is ready: `down` must find it in any case
+    # Before it is ready: `down` must find it in any case.
+    server_home.remember(home, name, Known(port, process, address))
     return launch, process
+
+
+def _told(address: Address) -> str:
+    return " as ".join(part for part in (address.bind, address.public_url) if part)
 
 
 def _with_login_once(home: Path, servers: Servers) -> Servers:
     """Add the login the first time; a killed `up` has not shown it, so the next one does."""
     found = servers.label_studio
-    if found is None or _external(home, "label_studio") is not None:
+    if found is None or given_servers.url(home, "label_studio") is not None:
         return servers
     if not server_home.show_once(home):
         return servers

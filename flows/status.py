@@ -50,7 +50,7 @@ def label_studio(home: Path) -> LabelStudio | None:
     from labeling.label_studio import LabelStudio  # noqa: PLC0415 - loads the SDK
 
     found = servers.find_label_studio(home)
-    return LabelStudio(found.url, found.token) if found else None
+    return LabelStudio(found.url, found.token, found.public_url) if found else None
 
 
 def _state(

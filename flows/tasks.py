@@ -215,7 +215,8 @@ def _label_studio() -> LabelStudio:
     found = servers.connect(servers.default_home())
     if found is None or found.label_studio is None:
         raise ConnectionError("a server is down: `rankloop up` starts it, `rankloop status` asks")
-    return LabelStudio(found.label_studio.url, found.label_studio.token)
+    there = found.label_studio
+    return LabelStudio(there.url, there.token, there.public_url)
 
 
 def _slug(name: str) -> str:

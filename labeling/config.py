@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue, field_validator
+
+from labeling import addresses
 
 # A field that cannot change a step's result (a path whose content is digested apart, a poll
 # interval, a device) is marked with this and stays out of the step's key (flows/store.py).
@@ -72,7 +74,35 @@ class Labeling(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     wanted: int | None = Field(
         None,
         ge=1,
-        description="How many usable rankings open the gate. Without it: one for each task.",
+        description="How many usable rankings open the gate. Without it: one for each task, and "
+        "`overlap` for the tasks that several labelers rank.",
+    )
+    overlap: int = Field(
+        1,
+        ge=1,
+        description="Labelers who rank the same task, on `overlap_share` of the tasks; the others "
+        "go to one. More than one is what measuring agreement takes.",
+    )
+    overlap_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="About which share of the tasks goes to `overlap` labelers. Which tasks they "
+        "are follows from their text.",
+    )
+    bind: str | None = Field(
+        None,
+        description="The IPv4 address on which the embedded Label Studio listens, e.g. 0.0.0.0 for "
+        "all of this machine's. What a config names here or in `public_url` stays until another "
+        "names it; without either: 127.0.0.1, this machine only. A server of your own "
+        "(LABEL_STUDIO_URL) is left as it is.",
+        json_schema_extra=UNKEYED,
+    )
+    public_url: str | None = Field(
+        None,
+        description="Where labelers' browsers find the embedded Label Studio, e.g. "
+        "https://rank.example.org: the TLS proxy before it.",
+        json_schema_extra=UNKEYED,
     )
     poll_seconds: float = Field(
         5.0,
@@ -91,6 +121,26 @@ class Labeling(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     simulated: tuple[SimulatedLabeler, ...] = Field(
         (), description="Simulated labelers; empty when people rank."
     )
+
+    @field_validator("bind")
+    @classmethod
+    def _bind_is_an_address(cls, bind: str | None) -> str | None:
+        return None if bind is None else addresses.checked_bind(bind)
+
+    @field_validator("public_url")
+    @classmethod
+    def _public_url_is_one(cls, url: str | None) -> str | None:
+        return None if url is None else addresses.checked_public_url(url)
+
+    @field_validator("simulated")
+    @classmethod
+    def _names_are_different(
+        cls, simulated: tuple[SimulatedLabeler, ...]
+    ) -> tuple[SimulatedLabeler, ...]:
+        names = [labeler.name for labeler in simulated]
+        if doubled := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"each must have a name of its own ({doubled!r} is there twice)")
+        return simulated
 
 
 class Preferences(BaseModel, frozen=True, extra="forbid"):

@@ -7,6 +7,8 @@ to repeat is repeated here.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,6 +17,7 @@ import httpx
 from label_studio_sdk.client import LabelStudio as Client
 from label_studio_sdk.core.api_error import ApiError
 
+from labeling.addresses import is_this_machine
 from labeling.errors import InputError
 
 _T = TypeVar("_T")
@@ -31,16 +34,19 @@ class Gone(InputError):
 class Connection:
     """One Label Studio server. Safe to use from several threads.
 
-    `token` is a legacy token or a personal access token. Methods raise InputError for what a
+    `token` is a legacy token or a personal access token. `public_url` is where people's browsers
+    find the server, if not at `url`. Methods raise InputError for what a
     person must mend (a refused token), Gone for what was deleted, and ConnectionError for a server
     that does not answer, which is worth another try later. `client` is the SDK's own, for what has
     no method here; call it through `ask`.
     """
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, public_url: str = "") -> None:
         self.url = url.rstrip("/")
-        local = httpx.URL(self.url).host in ("127.0.0.1", "localhost")
-        self._http = httpx.Client(timeout=REQUEST_S, follow_redirects=True, trust_env=not local)
+        self.public_url = public_url.rstrip("/") or self.url
+        self._token = token
+        is_local = is_this_machine(self.url)
+        self._http = httpx.Client(timeout=REQUEST_S, follow_redirects=True, trust_env=not is_local)
         self.client = Client(
             base_url=self.url, api_key=token, httpx_client=self._http, max_retries=0
         )
@@ -57,6 +63,11 @@ class Connection:
             return str(self.ask(self.client.users.whoami).email)
         except ConnectionError as error:
             raise InputError(f"{error}: start it, or correct its address") from None
+
+    def derived_secret(self, purpose: str) -> str:
+        """A secret that follows from our token and `purpose`: it need not be kept anywhere."""
+        made = hmac.new(self._token.encode(), purpose.encode(), hashlib.sha256)
+        return made.hexdigest()
 
     def ask(self, call: Callable[[], _T], repeat: bool = False) -> _T:
         """Call the SDK, with both families of its errors made into ours.

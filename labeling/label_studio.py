@@ -101,7 +101,7 @@ class LabelStudio(Connection):
 
     def page(self, project_id: int) -> str:
         """Where a browser finds the project: a restarted server may be at another address."""
-        return f"{self.url}/projects/{project_id}"
+        return f"{self.public_url}/projects/{project_id}"
 
     def _find(self, title: str, run: str = "") -> Any:
         """This run's own before others', the oldest of several."""
@@ -215,31 +215,6 @@ class LabelStudio(Connection):
         if not (content.lstrip().startswith(b"[") and content.rstrip().endswith(b"]")):
             raise ConnectionError(f"Label Studio at {self.url} sent a part of the export only")
         return content
-
-    # --- answers in, for simulated labelers ------------------------------------------------------
-
-    def ensure_labeler(self, email: str) -> int:
-        """The id of the account with this email, created (without a usable password) if there is
-        none. For simulated labelers; people sign up with an invitation."""
-        email = email.lower()
-        for _ in range(2):
-            users = self.ask(lambda: list(self.client.users.list()), repeat=True)
-            for user in users:
-                if (user.email or "").lower() == email:
-                    return int(user.id)
-            self.ask(lambda: self.client.users.create(username=email, email=email))
-        raise ConnectionError(f"Label Studio at {self.url} lost the account {email}")
-
-    def annotate(
-        self, task_id: int, result: list[dict[str, Any]], labeler_id: int, lead_time_s: float = 0.0
-    ) -> None:
-        """Submit one annotation in a labeler's name. `task_id` must come from an `export` of this
-        very moment. A failed call may have been committed: read before repeating."""
-        self.ask(
-            lambda: self.client.annotations.create(
-                task_id, result=result, completed_by=labeler_id, lead_time=lead_time_s
-            )
-        )
 
 
 def _mark(run: str) -> str:

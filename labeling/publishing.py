@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from labeling import connection, page, project_tasks
+from labeling.accounts import ensure_account
 from labeling.connection import LONG_REQUEST_S
 from labeling.label_studio import LabelStudio, Project
 from labeling.project_tasks import Listed
@@ -186,7 +187,7 @@ class _State:
         """An exported annotation as an import takes it."""
         email = _email(exported)
         if email not in self._accounts:
-            self._accounts[email] = self.server.ensure_labeler(email)
+            self._accounts[email] = ensure_account(self.server, email)
         return {
             "result": exported.get("result") or [],
             "completed_by": self._accounts[email],

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from labeling import page
+from labeling import accounts, page
 from labeling.config import SimulatedLabeler
 from labeling.label_studio import LabelStudio, Project
 from labeling.records import Candidates, Ranking, digest
@@ -73,7 +73,7 @@ def answer_tasks(
     """
     known = {task.key: task for task in candidates}
     email = labeler_email(labeler)
-    labeler_id = server.ensure_labeler(email)
+    signed_in = accounts.sign_in(server, email, labeler.name, "(simulated)")
     done = failed_passes = 0
     while True:
         todo = _unanswered(server.export(project), known, email)
@@ -81,7 +81,7 @@ def answer_tasks(
             todo = todo[: limit - done]
         if not todo:
             return done
-        posted, trouble = _answer(labeler, score, server, labeler_id, todo)
+        posted, trouble = _answer(labeler, score, signed_in, todo)
         done += posted
         if trouble is None:
             return done
@@ -112,8 +112,7 @@ def _unanswered(
 def _answer(
     labeler: SimulatedLabeler,
     score: Score,
-    server: LabelStudio,
-    labeler_id: int,
+    signed_in: accounts.Labeler,
     todo: Sequence[tuple[int, Candidates]],
 ) -> tuple[int, ConnectionError | None]:
     """One pass over `todo`: how many answers were accepted, and the last trouble, if any."""
@@ -122,7 +121,7 @@ def _answer(
     begun = time.monotonic()
 
     def post(task_id: int, ranking: Ranking, count: int) -> None:
-        server.annotate(task_id, page.annotation_result(ranking, count), labeler_id)
+        signed_in.annotate(task_id, page.annotation_result(ranking, count))
 
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="labeler")
     try:

@@ -235,5 +235,10 @@ def test_pad_and_eos_are_tokens_of_their_own_and_any_text_survives(made):
 
 def test_the_config_is_a_round_config():
     config = RoundConfig.model_validate(yaml.safe_load((SUPPORT / "config.yaml").read_text()))
-    assert config.sampling.prompts == 1500
+    assert config.sampling.prompts == 1350
+    assert [labeler.name for labeler in config.labeling.simulated] == [
+        "careful-1",
+        "careful-2",
+        "careless",
+    ]
     assert config.ppo.max_new_tokens == config.evaluation.max_new_tokens == config.max_new_tokens

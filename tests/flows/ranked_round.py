@@ -11,6 +11,7 @@ from typing import Any
 from flows import labels
 from flows.labels import Published
 from labeling import page, simulated
+from labeling.accounts import sign_in
 from labeling.config import Labeling, SimulatedLabeler
 from labeling.label_studio import LabelStudio
 from labeling.records import Candidates, Completion, Prompt, Ranking, write_candidates
@@ -62,10 +63,9 @@ def rank(
 ) -> None:
     """One answer of a person, as the page would send it."""
     ranking = Ranking(task.key, email, tuple(tuple(tier) for tier in tiers))
-    label_studio.annotate(
+    sign_in(label_studio, email).annotate(
         exported(label_studio, published)[task.key]["id"],
         page.annotation_result(ranking, len(task.completions)),
-        label_studio.ensure_labeler(email),
     )
 
 

@@ -62,6 +62,13 @@ GOOD = CONFIG.replace("model: model", "model: gpt2")
         (("ppo: {iterations: 5}", "ppo: [5]"), ["ppo: must be a section with fields"]),
         (("ppo: {iterations: 5}", "ppo:"), ["ppo: must be a section", "not nothing"]),
         (("ppo:", "labeling: {simulated: {name: x}}\nppo:"), ["simulated: must be a list"]),
+        (("ppo:", "labeling: {bind: localhost}\nppo:"), ["labeling.bind: must be an IPv4 address"]),
+        (("ppo:", "labeling: {public_url: rank}\nppo:"), ["labeling.public_url", "https://rank"]),
+        (
+            ("ppo:", "labeling: {simulated: [{score: 'a:b'}, {score: 'a:b'}]}\nppo:"),
+            ["labeling.simulated: each must have a name of its own ('simulated' is there twice)"],
+        ),
+        (("ppo:", "labeling: {overlap_share: 0}\nppo:"), ["labeling.overlap_share", "than 0"]),
         # paths
         (("model: gpt2", "model: ''"), ["model: is empty"]),
         (("model: gpt2", "model: ./nowhere"), ["model", "nowhere does not exist", "correct"]),

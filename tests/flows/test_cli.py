@@ -38,7 +38,7 @@ def run_main(*arguments: str) -> int:
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = rankloop(tmp_path, "--help")
     assert done.returncode == 0
-    for command in ("up", "down", "status", "demo", "run", "report"):
+    for command in ("up", "down", "status", "labelers", "demo", "run", "report"):
         assert f"\n    {command} " in done.stdout
 
 
@@ -49,6 +49,8 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(tmp_path: Path) -> N
         (("run", "config.yaml"), "p.jsonl does not exist"),
         (("run", "config.yaml", "--ppo.kl", "1"), "there is no field --ppo.kl"),
         (("report", "unknown"), "no report in"),
+        (("up", "--config", "nowhere.yaml"), "nowhere.yaml does not exist"),
+        (("labelers", "invite"), "Label Studio is not running: `rankloop up` starts it"),
     ):
         done = rankloop(tmp_path, *arguments)
         assert done.returncode == 2
@@ -60,7 +62,14 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(tmp_path: Path) -> N
 
 
 def test_wrong_commands_end_with_usage(tmp_path: Path) -> None:
-    for arguments in ((), ("dance",), ("run",), ("up", "--now"), ("demo", "--seed", "x")):
+    for arguments in (
+        (),
+        ("dance",),
+        ("run",),
+        ("labelers",),
+        ("up", "--now"),
+        ("demo", "--seed", "x"),
+    ):
         done = rankloop(tmp_path, *arguments)
         assert done.returncode == 2
         assert "usage: rankloop" in done.stderr

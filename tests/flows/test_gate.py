@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,20 @@ from flows.gate import wait_for_rankings
 from flows.labels import Look, Opened, Published
 from flows.servers import Servers
 from labeling import page, snapshots
-from labeling.config import Labeling
+from labeling.accounts import Labeler
+from labeling.config import Labeling, SimulatedLabeler
 from labeling.errors import InputError
 from labeling.label_studio import Counts, LabelStudio, Project
 from labeling.project_tasks import keys, list_tasks
 from labeling.rankings import Answer
-from labeling.records import Ranking
+from labeling.records import (
+    Candidates,
+    Completion,
+    Prompt,
+    Ranking,
+    read_rankings,
+    write_candidates,
+)
 from labeling.tally import Tally
 from tests.flows.ranked_round import (
     ANN,
@@ -30,8 +39,10 @@ from tests.flows.ranked_round import (
     exported,
     publish_round,
     rank,
+    round_folder,
     tasks,
     until,
+    write_tasks,
 )
 
 
@@ -298,3 +309,77 @@ def test_who_deletes_again_and_again_is_not_followed_for_ever(
     line = str(waiting.failed)
     assert "deleted in Label Studio 2 times while this round waited" in line
     assert str(published.snapshots) in line
+
+
+# --- several simulated labelers -------------------------------------------------------------------
+
+
+def noisily(prompts: list[str], completions: list[str]) -> list[float]:
+    return [0.0 for _ in completions]  # the order is the noise's
+
+
+def test_what_several_simulated_labelers_say_does_not_depend_on_interruptions(
+    label_studio: LabelStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three labelers on 12 tasks, two of them on about half: once undisturbed, once with a server
+    that fails again and again, published in two parts, and with other rankings between."""
+    monkeypatch.setattr(labels, "load_score_function", lambda _: noisily)
+    everything = [
+        Candidates(Prompt(text=f"{n}"), tuple(Completion(f"{n} {i}") for i in range(4)))
+        for n in range(12)
+    ]
+    names = ("one", "two", "three")
+    config = Labeling(
+        overlap=2,
+        overlap_share=0.5,
+        simulated=tuple(SimulatedLabeler(name=name, score="m:f", noise=1.0) for name in names),
+    )
+    all_tasks, some = tmp_path / "all.parquet", tmp_path / "some.parquet"
+    write_candidates(everything, all_tasks)
+    write_candidates(everything[:5], some)
+    run = uuid.uuid4().hex[:8]
+
+    calm_folder, crash_folder = round_folder(tmp_path / "calm"), round_folder(tmp_path / "crash")
+    undisturbed = labels.publish(label_studio, f"calm-{run}", config, all_tasks, calm_folder)
+    labels.simulate(label_studio, undisturbed, config)
+    opened = wait_for_rankings(label_studio, undisturbed, config)
+    assert opened.snapshot is not None
+    frozen = labels.freeze(undisturbed, opened.snapshot, tmp_path / "calm.parquet")
+    assert 12 < frozen.rankings < 24
+    assert frozen.labelers == 3
+
+    disturbed = labels.publish(label_studio, f"crash-{run}", config, some, crash_folder)
+    real, calls = Labeler.annotate, iter(range(1000))
+
+    def fail_at_times(me: Labeler, task_id: int, *arguments: Any) -> None:
+        call = next(calls)
+        if call % 7 == 2:
+            raise ConnectionError("before it arrived")
+        real(me, task_id, *arguments)
+        if call % 7 == 5:
+            raise ConnectionError("after it was committed")
+
+    monkeypatch.setattr(Labeler, "annotate", fail_at_times)
+    monkeypatch.setattr(label_studio, "wait_until_stable", lambda _: None)
+    labels.simulate(label_studio, disturbed, config)
+    disturbed = labels.publish(label_studio, f"crash-{run}", config, all_tasks, crash_folder)
+    last_first = config.model_copy(update={"simulated": config.simulated[::-1]})
+    labels.simulate(label_studio, disturbed, last_first)
+    assert labels.simulate(label_studio, disturbed, config) == labels.Answered(0)
+    opened = wait_for_rankings(label_studio, disturbed, config)
+    assert opened.snapshot is not None
+    labels.freeze(disturbed, opened.snapshot, tmp_path / "crash.parquet")
+    calm, crash = (read_rankings(tmp_path / f"{n}.parquet") for n in ("calm", "crash"))
+    assert crash == calm
+
+
+def test_simulated_labelers_that_are_fewer_than_the_overlap_do_not_open_the_gate(
+    label_studio: LabelStudio, tmp_path: Path
+) -> None:
+    completions = write_tasks(tmp_path / "completions.parquet", tasks())
+    config = Labeling(overlap=2, poll_seconds=1e6, simulated=(LABELER,))
+    name = f"few-{uuid.uuid4().hex[:8]}"
+    published = labels.publish(label_studio, name, config, completions, round_folder(tmp_path))
+    answer(label_studio, published, limit=4)
+    with pytest.raises(InputError, match=r"4 of 8 rankings.*labeling\.overlap"):
+        wait_for_rankings(label_studio, published, config)

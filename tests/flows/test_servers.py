@@ -18,13 +18,17 @@ import psutil
 import pytest
 
 from flows import embedded, processes
+from flows.launch import named_address
 from flows.processes import Detached
 from flows.servers import Servers, connect, default_home, down, status, up
+from labeling.addresses import Address
+from labeling.config import Labeling
 from labeling.errors import InputError
 
 STAND_IN = f"""#!{sys.executable}
 import http.server, os, signal, socket, subprocess, sys
 port = int(sys.argv[sys.argv.index("--port") + 1])
+host = sys.argv[sys.argv.index("--internal-host") + 1]
 print("token", len(os.environ["LABEL_STUDIO_USER_TOKEN"]), flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -36,8 +40,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
 SERVE = """
 class Server(http.server.HTTPServer):
     allow_reuse_address = True
-Server(("127.0.0.1", port), Handler).serve_forever()
+Server((host, port), Handler).serve_forever()
 """
+
+
+# A machine may have no network; all of 127.0.0.0/8 is its own.
+OTHER_ADDRESS = next(
+    (
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET and not address.address.startswith("127.")
+    ),
+    "127.0.0.2",
+)
 
 
 @pytest.fixture
@@ -137,6 +153,77 @@ def test_down_stops_what_up_started_and_up_comes_back_to_the_same_port(
     second = up(home)
     assert second.label_studio.url == first.label_studio.url
     assert second.label_studio.token == first.label_studio.token
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0", OTHER_ADDRESS])
+def test_a_server_on_another_address_is_found_there_and_stays_there(
+    home: Path, stand_in: Callable[[str], None], bind: str
+) -> None:
+    first = up(home, address=Address(bind)).label_studio
+    pid = label_studio_process(home).pid
+    listening = psutil.Process(pid).net_connections(kind="tcp")
+    assert {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN} == {bind}
+    assert first.url.startswith("http://127.0.0.1:" if bind == "0.0.0.0" else f"http://{bind}:")
+    (_, there) = status(home)
+    assert (there.ready, there.url, there.pid) == (True, first.url, pid)
+    assert "without TLS" in str(there.exposure) or bind.startswith("127.")
+    # Without an address it stays as it is; also after a stop.
+    assert up(home).label_studio.url == first.url
+    assert label_studio_process(home).pid == pid
+    down(home)
+    assert up(home).label_studio.url == first.url
+
+
+def test_an_environment_that_names_our_own_server_elsewhere_leaves_it_embedded(
+    home: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = up(home, address=Address(OTHER_ADDRESS)).label_studio.url
+    monkeypatch.setenv("LABEL_STUDIO_URL", url)
+    assert status(home)[1].where == "embedded"
+
+
+def test_a_config_that_names_no_address_leaves_it_as_it_is() -> None:
+    assert named_address(Labeling()) is None
+    assert named_address(Labeling(bind="0.0.0.0")) == Address("0.0.0.0")
+    url = "https://rank.example.org"
+    assert named_address(Labeling(public_url=url + "/")) == Address("127.0.0.1", url)
+    assert named_address(Labeling(bind="127.0.0.1")) == Address()  # the way back
+
+
+def test_another_address_restarts_the_server_on_the_same_port_and_says_so(
+    home: Path, stand_in: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = up(home).label_studio
+    pid = label_studio_process(home).pid
+    assert not caplog.records
+    address = Address("127.0.0.1", "https://rank.example.org")
+    for _ in range(2):
+        found = up(home, address=address).label_studio
+        assert (found.url, found.public_url) == (first.url, "https://rank.example.org")
+    assert not psutil.pid_exists(pid)
+    (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "restarted for 127.0.0.1 as https://rank.example.org" in said
+    assert up(home, address=Address()).label_studio.public_url == first.url
+
+
+def test_a_server_that_others_can_read_along_is_warned_of_each_time(
+    home: Path, stand_in: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        caplog.clear()
+        up(home, address=Address("0.0.0.0"))
+        assert "reads labelers' passwords" in caplog.text
+
+
+def test_an_address_of_another_machine_is_an_input_error_and_stops_nothing(
+    home: Path, stand_in: Callable[[str], None]
+) -> None:
+    up(home)
+    pid = label_studio_process(home).pid
+    with pytest.raises(InputError, match=r"labeling\.bind 192\.0\.2\.1 is no address of this"):
+        up(home, address=Address("192.0.2.1"))
+    assert label_studio_process(home).pid == pid
+    assert psutil.pid_exists(pid)
 
 
 def test_the_preferred_port_is_left_to_whoever_has_it(

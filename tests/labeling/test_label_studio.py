@@ -6,6 +6,7 @@ import pytest
 
 from flows.embedded import free_port
 from labeling import connection, page
+from labeling.accounts import sign_in
 from labeling.connection import Gone
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio
@@ -96,8 +97,7 @@ def test_rankings_come_back_under_the_labelers_email(label_studio: LabelStudio) 
     tasks = make_tasks("back", 3)
     publish(label_studio, project, tasks)
     ids = task_ids(label_studio, project)
-    ann, bob = (label_studio.ensure_labeler(f"{name}@example.org") for name in ("Ann", "bob"))
-    assert label_studio.ensure_labeler("ann@example.org") == ann
+    ann, bob = (sign_in(label_studio, f"{name}@example.org") for name in ("Ann", "bob"))
     sent = [
         Ranking(tasks[0].key, "ann@example.org", ((1,), (0,)), reason="kinder"),
         Ranking(tasks[0].key, "bob@example.org", ((0, 1),)),
@@ -105,7 +105,7 @@ def test_rankings_come_back_under_the_labelers_email(label_studio: LabelStudio) 
     ]
     for ranking in sent:
         who = ann if ranking.labeler.startswith("ann") else bob
-        label_studio.annotate(ids[ranking.task], page.annotation_result(ranking, 2), who)
+        who.annotate(ids[ranking.task], page.annotation_result(ranking, 2))
     rankings, refused = rankings_from_export(label_studio.export(project), tasks)
     assert rankings == sorted(sent, key=lambda r: (r.task, r.labeler))
     assert not refused
@@ -116,12 +116,10 @@ def test_the_count_holds_answers_and_skips_apart(label_studio: LabelStudio) -> N
     tasks = make_tasks("count", 3)
     publish(label_studio, project, tasks)
     ids = task_ids(label_studio, project)
-    me = label_studio.ensure_labeler("labeler@rankloop.local")
+    me = sign_in(label_studio, "ann@example.org")
     result = page.annotation_result(Ranking(tasks[0].key, "", ((0,), (1,))), 2)
-    label_studio.annotate(ids[tasks[0].key], result, me)
-    label_studio.client.annotations.create(
-        ids[tasks[1].key], result=[], was_cancelled=True, completed_by=me
-    )
+    me.annotate(ids[tasks[0].key], result)
+    label_studio.client.annotations.create(ids[tasks[1].key], result=[], was_cancelled=True)
     counts = label_studio.count(project)
     assert (counts.tasks, counts.answers, counts.skipped) == (3, 1, 1)
     rankings, refused = rankings_from_export(label_studio.export(project), tasks)

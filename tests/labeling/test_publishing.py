@@ -13,6 +13,7 @@ import pytest
 from label_studio_sdk.core.api_error import ApiError
 
 from labeling import connection, page, publishing, snapshots
+from labeling.accounts import ensure_account, sign_in
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio, Project
 from labeling.project_tasks import keys, list_tasks
@@ -33,7 +34,7 @@ def answer(
     result = page.annotation_result(Ranking(task.key, email, ((1,), (0,))), 2)
     id_ = task_ids(server, project)[task.key]
     server.client.annotations.create(
-        id_, result=result, completed_by=server.ensure_labeler(email), **given
+        id_, result=result, completed_by=ensure_account(server, email), **given
     )
 
 
@@ -97,10 +98,10 @@ def test_a_reused_task_id_does_not_confuse_tasks(label_studio: LabelStudio) -> N
     publish(label_studio, project, [old])
     label_studio.client.tasks.delete(str(task_ids(label_studio, project)[old.key]))
     publish(label_studio, project, [new])
-    me = label_studio.ensure_labeler("ann@example.org")
+    me = sign_in(label_studio, "ann@example.org")
     ranking = Ranking(new.key, "ann@example.org", ((1,), (0,)))
     ids = task_ids(label_studio, project)
-    label_studio.annotate(ids[new.key], page.annotation_result(ranking, 2), me)
+    me.annotate(ids[new.key], page.annotation_result(ranking, 2))
     assert rankings_from_export(label_studio.export(project), [old, new])[0] == [ranking]
 
 

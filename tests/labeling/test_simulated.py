@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labeling import accounts
 from labeling.config import SimulatedLabeler
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio
@@ -143,17 +144,17 @@ def test_a_lost_reply_does_not_double_an_answer(
     tasks = make_tasks("lost reply", 6)
     project = label_studio.ensure_project("sim lost reply", "x")
     publish(label_studio, project, tasks)
-    real, calls = label_studio.annotate, []
+    real, calls = accounts.Labeler.annotate, []
 
-    def lose_some(task_id: int, *args: Any) -> None:
+    def lose_some(me: accounts.Labeler, task_id: int, *args: Any) -> None:
         calls.append(task_id)
         if len(calls) == 2:
             raise ConnectionError("refused before it arrived")
-        real(task_id, *args)
+        real(me, task_id, *args)
         if len(calls) == 4:
             raise ConnectionError("lost after it was committed")
 
-    monkeypatch.setattr(label_studio, "annotate", lose_some)
+    monkeypatch.setattr(accounts.Labeler, "annotate", lose_some)
     monkeypatch.setattr("labeling.simulated.THREADS", 1)
     answer_tasks(make_labeler(), length, label_studio, project, tasks)
     exported = label_studio.export(project)

@@ -1,0 +1,93 @@
+"""How many labelers each task goes to, who of the simulated ones they are, and how the server is
+told.
+
+All of it follows from the config and the task's key alone: neither batches, nor timing, nor a
+restart change it. Label Studio's own share (`overlap_cohort_percentage`) does not keep that: it
+draws its tasks without a seed, draws again whenever tasks arrive or go, and then prefers those that
+somebody ranked already. So each task is given its own number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from labeling.config import Labeling
+from labeling.label_studio import LabelStudio, Project
+from labeling.records import digest
+
+_THREADS = 4  # more bring locks on SQLite
+
+
+def overlaps(config: Labeling, keys: Sequence[str]) -> dict[str, int]:
+    """The number of labelers for each task: `overlap` on about `overlap_share` of them, one on the
+    others. Where `wanted` asks for more rankings than that gives, every task goes to as many as it
+    takes."""
+    drawn = {key: config.overlap if _draw(key) < config.overlap_share else 1 for key in keys}
+    if (config.wanted or 0) <= sum(drawn.values()):
+        return drawn
+    least = math.ceil((config.wanted or 0) / len(drawn))
+    return {key: max(number, least) for key, number in drawn.items()}
+
+
+def rankings_wanted(config: Labeling, keys: Sequence[str]) -> int:
+    """How many usable rankings open the gate."""
+    return config.wanted or sum(overlaps(config, keys).values())
+
+
+def of_labeler(name: str, config: Labeling, keys: Sequence[str]) -> set[str]:
+    """The tasks that fall to one of the simulated labelers: each task has an order of its own among
+    them, and the first so many answer it."""
+    names = [labeler.name for labeler in config.simulated]
+
+    def first(key: str, number: int) -> list[str]:
+        return sorted(names, key=lambda one: digest(["order", one, key]))[:number]
+
+    return {key for key, number in overlaps(config, keys).items() if name in first(key, number)}
+
+
+def usual(numbers: Mapping[str, int]) -> int:
+    """What most tasks want: the project's own number, so that few tasks need one of theirs."""
+    return Counter(numbers.values()).most_common(1)[0][0]
+
+
+def set_overlaps(server: LabelStudio, project: Project, numbers: Mapping[str, int]) -> int:
+    """Give each task its number of labelers where the server has another; how many had.
+
+    The server does not look again whether a task is done, so that is said with it: a task that one
+    has ranked and two shall rank comes back into the queue.
+    """
+
+    def read() -> list[tuple[str, Any]]:
+        tasks: Any = server.client.tasks.list(
+            project=project.id,
+            page_size=2000,
+            include=["id", "data", "overlap", "total_annotations"],
+            fields="task_only",
+        )
+        return [(str((task.data or {}).get("key")), task) for task in tasks]
+
+    others = [
+        (task, numbers[key])
+        for key, task in server.ask(read, repeat=True)
+        if key in numbers and numbers[key] != task.overlap
+    ]
+
+    def tell(other: tuple[Any, int]) -> None:
+        task, number = other
+        is_done = (task.total_annotations or 0) >= number
+        update = partial(server.client.tasks.update, str(task.id))
+        server.ask(lambda: update(overlap=number, is_labeled=is_done), repeat=True)
+
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="overlap") as pool:
+        list(pool.map(tell, others))
+    return len(others)
+
+
+def _draw(key: str) -> float:
+    """A number in [0, 1) that belongs to the task."""
+    return int(digest(["overlap", key]), 16) / 16**16
