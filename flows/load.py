@@ -28,6 +28,7 @@ from flows.config import RoundConfig
 from flows.config_file import read_yaml
 from flows.plan import needed_steps
 from labeling.errors import InputError
+from labeling.instructions import is_path, read_instructions
 from labeling.scoring import split_reference
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
@@ -222,6 +223,9 @@ def _with_absolute_paths(config: RoundConfig, origin: _Origin) -> RoundConfig:
     source(values["prompts"], "evaluation_path", "prompts.evaluation_path")
     source(values["sft"], "data", "sft.data")
     source(values["preferences"], "data", "preferences.data")
+    values["labeling"]["instructions"] = _instructions(
+        values["labeling"]["instructions"], "labeling.instructions", origin
+    )
     for labeler in values["labeling"]["simulated"]:
         labeler["score"] = function(labeler["score"], "labeling.simulated.score")
     ppo, evaluation = values["ppo"], values["evaluation"]
@@ -244,6 +248,16 @@ def _source(value: str, field: str, origin: _Origin) -> str:
     if _HUB_NAME.fullmatch(value) and not value.endswith(_FILE_ENDINGS):
         return value
     raise InputError(f"{origin.name(field)}: {path} does not exist; correct the path")
+
+
+def _instructions(value: str | None, field: str, origin: _Origin) -> str | None:
+    """A file's text in place of its path: a corrected file is then a changed config."""
+    if value is None or not is_path(value):
+        return value
+    try:
+        return read_instructions(origin.folder(field) / Path(value.strip()).expanduser())
+    except InputError as error:
+        raise InputError(f"{origin.name(field)}: {error}") from None
 
 
 def _function(reference: str, field: str, origin: _Origin) -> str:

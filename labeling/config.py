@@ -66,10 +66,11 @@ class SimulatedLabeler(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fal
 class Labeling(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How completions are put before people."""
 
-    instructions: str = Field(
-        "Rank the answers from best to worst. Prefer the answer that is most helpful, honest and "
-        "harmless. Answers that are equally good go into the same tier.",
-        description="What labelers read at the top of the project.",
+    instructions: str | None = Field(
+        None,
+        description="What labelers read before they begin: a text in Markdown, or the path of an "
+        "`.md` file, relative to the config's folder. Without it, Rankloop's own: helpful, honest, "
+        "harmless, and how to use the page.",
     )
     wanted: int | None = Field(
         None,

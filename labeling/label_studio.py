@@ -8,7 +8,6 @@ again after a deletion.
 from __future__ import annotations
 
 import contextlib
-import html
 import json
 import logging
 import re
@@ -20,6 +19,7 @@ from typing import Any
 from labeling import page
 from labeling.connection import LONG_REQUEST_S, Connection, Gone
 from labeling.errors import InputError
+from labeling.instructions import instructions_html
 from labeling.records import digest
 
 logger = logging.getLogger(__name__)
@@ -55,22 +55,21 @@ class LabelStudio(Connection):
     # --- projects --------------------------------------------------------------------------------
 
     def ensure_project(
-        self, title: str, instructions: str, overlap: int = 1, run: str = ""
+        self, title: str, instructions: str | None, overlap: int = 1, run: str = ""
     ) -> Project:
         """The project with this title that is ours, created if there is none.
 
-        `overlap`: how many labelers the server shows each task to. Titles are not unique and
-        others may use the same one, so ours carries a mark in its description, with the id of the
-        `run` that it belongs to. One of another run is given back as it is, `is_shared`. Label
-        Studio takes 3 to 50 characters; a title outside that is made to fit, always in the same
-        way.
+        `instructions`: Markdown; None: the default. `overlap`: how many labelers the server shows
+        each task to. Titles are not unique and others may use the same one, so ours carries a mark
+        in its description, with the id of the `run` that it belongs to. One of another run is given
+        back as it is, `is_shared`. Label Studio takes 3 to 50 characters; a title outside that is
+        made to fit, always in the same way.
         """
         title = _fit_title(title)
-        shown = "<br>".join(html.escape(line) for line in instructions.splitlines())
         wanted: dict[str, Any] = {
             "description": _mark(run),
             "label_config": page.interface(),
-            "expert_instruction": shown,
+            "expert_instruction": instructions_html(instructions),
             "show_instruction": True,
             "show_skip_button": True,
             "enable_empty_annotation": False,

@@ -2,22 +2,30 @@
 
 The completions stand in an order of their own on each task's page, so that a position tells
 nothing about where a completion came from. The order follows from the task's key alone.
+
+Every text of a task goes through `passages`: what a model wrote is hostile.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from labeling.errors import InputError
+from labeling.passages import passages, visible
 from labeling.records import Candidates, Ranking
 
 # Names in interface.xml.
 RANKING, COMPLETIONS, FLAGS, REASON = "ranking", "completions", "flags", "reason"
 UNRANKED = "_"
-TIERS = ("t1", "t2", "t3", "t4", "t5")
+# As many as the most completions of a task, so that a strict order can be told. The page shows as
+# many as the task has completions.
+TIERS = ("t1", "t2", "t3", "t4", "t5", "t6", "t7", "t8", "t9")
+# Of a task. Nine texts with so much open in 7 s, and a chip takes 5 s to move, on two cores that
+# were busy otherwise; with three times as much it took 25 s.
+MOST_CHARACTERS = 3_000_000
 ROLES = ("system", "user", "assistant")
 NONE_ACCEPTABLE, BAD_PROMPT = "none_acceptable", "bad_prompt"
 
@@ -50,46 +58,75 @@ def item_id(position: int) -> str:
     return f"c{position}"
 
 
-def turn_id(number: int, role: str) -> str:
-    """Name of a conversation's turn: the page tells roles apart by its ending."""
-    return f"p{number}-{role if role in ROLES else 'other'}"
-
-
 def answer_name(position: int) -> str:
-    """What people call the item: A, … Z, AA, …"""
-    letters = ""
-    position += 1
-    while position:
-        position, last = divmod(position - 1, 26)
-        letters = chr(ord("A") + last) + letters
-    return letters
+    """What people call the item: A, … I."""
+    return chr(ord("A") + position)
+
+
+def _items(name: str, text: str, title: str = "") -> list[dict[str, str]]:
+    """A text as items of a <List>: the page tells kinds of passages apart by their names."""
+    items = [
+        {"id": f"{name}.{n}-{passage.kind}", "body": passage.body}
+        for n, passage in enumerate(passages(text))
+    ]
+    if title:
+        items[0]["title"] = title
+    return items
+
+
+# --- tasks ---------------------------------------------------------------------------------------
 
 
 def task_data(candidates: Candidates) -> dict[str, Any]:
-    """A task's `data`: its key, the prompt, and the completions as they are shown.
+    """A task's `data`: its key, the prompt, the answers as they are shown, and the chips to rank.
 
-    Nothing in it says which policy wrote what. Bodies are shown literally, never as HTML.
+    Nothing in it says which policy wrote what.
+
+    Raises:
+        InputError: more completions than the page has tiers, or a text that is too long for it.
     """
     prompt, key = candidates.prompt, candidates.key
-    turns = [{"id": "p0", "title": "Prompt", "body": prompt.text or ""}]
-    if prompt.messages is not None:
+    count = len(candidates.completions)
+    if count > len(TIERS):
+        raise InputError(
+            f"task {key} has {count} completions; the labeling page takes {len(TIERS)}"
+        )
+    if prompt.messages is None:
+        turns = _items("p0", prompt.text or "", "Prompt")
+    else:
         turns = [
-            {"id": turn_id(n, m.role), "title": m.role.capitalize(), "body": m.content}
-            for n, m in enumerate(prompt.messages)
+            item
+            for n, message in enumerate(prompt.messages)
+            for item in _items(
+                f"p{n}-{message.role if message.role in ROLES else 'other'}",
+                message.content,
+                visible(message.role).capitalize(),
+            )
         ]
-    order = shown_order(key, len(candidates.completions))
+    answers = [
+        _items(f"a{position}", candidates.completions[index].text)
+        for position, index in enumerate(shown_order(key, count))
+    ]
+    length = sum(len(item["body"]) for items in (turns, *answers) for item in items)
+    if length > MOST_CHARACTERS:
+        raise InputError(
+            f"task {key}: its texts have {length:,} characters; the labeling page takes "
+            f"{MOST_CHARACTERS:,}: lower max_new_tokens, or leave this prompt out"
+        )
     return {
         "key": key,
         "prompt": turns,
+        "answers": [
+            {"title": f"Answer {answer_name(position)}", "passages": items}
+            for position, items in enumerate(answers)
+        ],
         "completions": [
-            {
-                "id": item_id(position),
-                "title": answer_name(position),
-                "body": candidates.completions[index].text,
-            }
-            for position, index in enumerate(order)
+            {"id": item_id(position), "title": answer_name(position)} for position in range(count)
         ],
     }
+
+
+# --- answers -------------------------------------------------------------------------------------
 
 
 def annotation_result(ranking: Ranking, count: int) -> list[dict[str, Any]]:
@@ -123,16 +160,3 @@ def annotation_result(ranking: Ranking, count: int) -> list[dict[str, Any]]:
 
 def _item(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
     return {"from_name": name, "to_name": COMPLETIONS, "type": kind, "value": value}
-
-
-def fit_tiers(tiers: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """At most as many tiers as the page has: neighbouring tiers are joined, evenly.
-
-    Nine different answers cannot stand in nine tiers on a page that has five.
-    """
-    if len(tiers) <= len(TIERS):
-        return tuple(tuple(tier) for tier in tiers)
-    joined: list[list[int]] = [[] for _ in TIERS]
-    for rank, tier in enumerate(tiers):
-        joined[rank * len(TIERS) // len(tiers)].extend(tier)
-    return tuple(tuple(tier) for tier in joined)

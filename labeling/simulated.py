@@ -32,7 +32,7 @@ def labeler_email(labeler: SimulatedLabeler) -> str:
     name = re.sub(r"[^a-z0-9._-]+", "-", labeler.name.lower()).strip("-.")
     if name != labeler.name:
         name = f"{name}-{digest(labeler.name)[:6]}".lstrip("-")
-    return f"{name}@simulated.rankloop.local"
+    return f"{name}{accounts.SIMULATED}"
 
 
 def rank(labeler: SimulatedLabeler, task: Candidates, scores: Sequence[float]) -> Ranking:
@@ -41,8 +41,7 @@ def rank(labeler: SimulatedLabeler, task: Candidates, scores: Sequence[float]) -
     Args:
       scores: one number for each of `task.completions`, in their order, higher is better.
 
-    Neighbours that differ by at most `tie_within` share a tier. Where there are more tiers than
-    the page has, neighbouring tiers are joined.
+    Neighbours that differ by at most `tie_within` share a tier.
     """
     key = task.key
     noise = random.Random(int(digest([labeler.seed, labeler.name, key]), 16))
@@ -53,8 +52,7 @@ def rank(labeler: SimulatedLabeler, task: Candidates, scores: Sequence[float]) -
             tiers[-1].append(index)
         else:
             tiers.append([index])
-    fitted = page.fit_tiers(tiers)
-    return Ranking(key, labeler_email(labeler), tuple(tuple(sorted(tier)) for tier in fitted))
+    return Ranking(key, labeler_email(labeler), tuple(tuple(sorted(tier)) for tier in tiers))
 
 
 def answer_tasks(

@@ -50,22 +50,30 @@ def label_studio(servers: Servers) -> LabelStudio:
     return LabelStudio(servers.label_studio.url, servers.label_studio.token)
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chrome]:
-    """A headless chromium of 1400×900. Without one the test is skipped, or fails when
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """One headless chromium for the session. Without one the test is skipped, or fails when
     RANKLOOP_REQUIRE_BROWSER=1."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    binary = shutil.which("chromium") or shutil.which("chromium-browser")
     driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        missing = "chromium" if chromium is None else "chromedriver"
+    if binary is None or driver is None:
+        missing = "chromium" if binary is None else "chromedriver"
         reason = f"{missing} is not installed, so the labeling page was not tried in a browser"
         if os.environ.get("RANKLOOP_REQUIRE_BROWSER") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
+    chrome = start_chromium(binary, driver, tmp_path_factory.mktemp("chromium"))
+    try:
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+def start_chromium(binary: str, driver: str, profile: Path) -> Chrome:
     from selenium import webdriver  # noqa: PLC0415 (few tests need it)
 
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = binary
     for flag in (
         "headless=new",
         "no-sandbox",
@@ -75,17 +83,19 @@ def browser(tmp_path: Path) -> Iterator[Chrome]:
         "disable-component-update",
         "disable-sync",
         "disable-quic",
-        f"user-data-dir={tmp_path / 'profile'}",
+        f"user-data-dir={profile}",
     ):
         options.add_argument(f"--{flag}")
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        # The size of what the page sees, without the window's own bars.
-        size = {"width": 1400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        yield chrome
-    finally:
-        chrome.quit()
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+
+
+@pytest.fixture
+def browser(chromium: Chrome) -> Iterator[Chrome]:
+    """The session's chromium with a page of 1400×900, without the window's own bars."""
+    size = {"width": 1400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    yield chromium
+    chromium.get("about:blank")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

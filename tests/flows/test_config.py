@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,20 @@ def test_functions_are_found_wherever_they_are_named(folder: Path) -> None:
     assert config.ppo.reward_function == place
     assert config.labeling.simulated[0].score == place
     assert config.evaluation.guards == {"valid": place, "other": "json:dumps"}
+
+
+def test_instructions_in_a_file_count_by_their_text(folder: Path) -> None:
+    given = BASIC + "labeling: {instructions: criteria.md}\n"
+    assert "config.yaml: labeling.instructions: " in (message := complaint(folder, given))
+    assert "criteria.md does not exist" in message
+    (folder / "criteria.md").write_text("# Be kind\n")
+    assert load(folder, given).labeling.instructions == "# Be kind\n"
+    (folder / "criteria.md").write_text("# Be brief\n")
+    assert load(folder, given).labeling.instructions == "# Be brief\n"
+    text = "# Be kind\n\nSee criteria.md"
+    given = BASIC + f"labeling: {{instructions: {json.dumps(text)}}}\n"
+    assert load(folder, given).labeling.instructions == text
+    assert load(folder).labeling.instructions is None
 
 
 def test_a_link_keeps_its_name_and_ending(folder: Path) -> None:

@@ -53,26 +53,30 @@ def test_a_project_of_the_same_or_a_longer_title_is_not_taken_for_ours(
     assert len({longer.id, foreign.id, ours.id}) == 3
 
 
-def test_changed_instructions_reach_the_project_and_are_shown_literally(
+def test_changed_instructions_reach_the_project_as_markdown(
     label_studio: LabelStudio,
 ) -> None:
     label_studio.ensure_project("instructions", "first")
-    project = label_studio.ensure_project("instructions", "<i>best</i>\nfirst", overlap=3)
+    project = label_studio.ensure_project("instructions", "<i>best</i> **first**", overlap=3)
     stored: Any = label_studio.client.projects.get(project.id)
-    assert stored.expert_instruction == "&lt;i&gt;best&lt;/i&gt;<br>first"
+    shown = "<p>&lt;i&gt;best&lt;/i&gt; <strong>first</strong></p>"
+    assert stored.expert_instruction == f'<div class="rl-instructions">{shown}</div>'
     assert stored.maximum_annotations == 3
 
 
 def test_an_unchanged_project_is_not_written_again(
     label_studio: LabelStudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = label_studio.ensure_project("unchanged", "a <b>\nc")
+    rich = "# a <b>\n\n3. c\n\n| a |\n|--:|\n| `\"1\"` |\n\n[l](https://a.b?c=1&d=2 'e')"
+    project = label_studio.ensure_project("unchanged", rich)
+    default = label_studio.ensure_project("unchanged default", None)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("updated")
 
     monkeypatch.setattr(label_studio.client.projects, "update", refuse)
-    assert label_studio.ensure_project("unchanged", "a <b>\nc") == project
+    assert label_studio.ensure_project("unchanged", rich) == project
+    assert label_studio.ensure_project("unchanged default", None) == default
 
 
 @pytest.mark.parametrize("title", ["x", "y" * 64])
@@ -190,5 +194,5 @@ def test_a_project_of_nobodys_run_becomes_this_runs_and_anothers_does_not(
     anothers = label_studio.ensure_project("whose", "theirs", run="bbb")
     assert (anothers.id, anothers.is_shared) == (project.id, True)
     stored: Any = label_studio.client.projects.get(project.id)
-    assert stored.expert_instruction == "mine"
+    assert "mine" in stored.expert_instruction
     assert "run aaa" in stored.description

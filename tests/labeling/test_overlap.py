@@ -14,6 +14,7 @@ from labeling.accounts import Labeler, sign_in
 from labeling.config import Labeling, SimulatedLabeler
 from labeling.label_studio import LabelStudio, Project
 from labeling.overlap import of_labeler, overlaps, rankings_wanted, set_overlaps, usual
+from labeling.publishing import publish
 from labeling.records import Candidates, Completion, Prompt, Ranking, digest
 
 KEYS = [digest(n) for n in range(1000)]
@@ -114,7 +115,7 @@ def test_two_people_who_follow_the_queue_rank_each_task_as_often_as_it_wants(
     assert {1, 2} == set(numbers.values())
     ranked: list[int] = []
     for batch, turns in ((tasks[:25], 20), (tasks, 200)):
-        label_studio.publish(project, batch)
+        publish(label_studio, project, batch)
         set_overlaps(label_studio, project, numbers)
         for _ in range(turns):
             ranked += rank_next(draw.choice((ann, bob)), project, at_most=1)
@@ -133,7 +134,7 @@ def test_a_task_whose_number_changes_comes_back_into_the_queue_or_leaves_it(
 ) -> None:
     ann, bob = (sign_in(label_studio, f"{name}@example.org") for name in ("ann", "bob"))
     (task,) = make_tasks(project, 1)
-    label_studio.publish(project, [task])
+    publish(label_studio, project, [task])
     (id_,) = rank_next(ann, project, at_most=9)
     assert next_task(bob, project) is None
     set_overlaps(label_studio, project, {task.key: 2})
@@ -148,7 +149,7 @@ def test_the_server_is_told_once_and_again_when_the_config_changes(
 ) -> None:
     tasks = make_tasks(project, 12)
     keys = [task.key for task in tasks]
-    label_studio.publish(project, tasks)
+    publish(label_studio, project, tasks)
     for settings in (
         config(overlap=2, overlap_share=0.5),
         config(overlap=3, overlap_share=0.5),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from labeling import page
 from labeling.rankings import Refusal, rankings_from_export
-from labeling.records import Candidates, Completion, Message, Prompt, Ranking
+from labeling.records import Candidates, Completion, Prompt, Ranking
 
 EMAIL = "ann@example.org"
 
@@ -54,9 +54,9 @@ FLAGGED = {
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[Candidates, Ranking]:
     task = candidates(draw(st.integers(2, 9)), draw(st.text(max_size=5)))
-    tier_of = draw(st.lists(st.integers(0, 4), min_size=9, max_size=9))
+    tier_of = draw(st.lists(st.integers(0, 8), min_size=9, max_size=9))
     tiers = [
-        tuple(i for i in range(len(task.completions)) if tier_of[i] == tier) for tier in range(5)
+        tuple(i for i in range(len(task.completions)) if tier_of[i] == tier) for tier in range(9)
     ]
     ranking = Ranking(
         task.key,
@@ -83,11 +83,12 @@ def test_what_the_page_saves_reads_back_as_the_same_ranking(
 def test_the_saved_ids_lead_to_the_texts_that_stood_at_their_places() -> None:
     task = candidates(5)
     shown = page.task_data(task)["completions"]
+    text = page.task_data(task)["answers"][3]["passages"][0]["body"]
     best, rest = shown[3], [item["id"] for n, item in enumerate(shown) if n != 3]
     result = ranked({"_": [], "t2": [best["id"]], "t5": rest})
     (ranking,), _ = rankings_from_export([exported(task, annotation(result))], [task])
     (index,) = ranking.tiers[0]
-    assert task.completions[index].text == best["body"]
+    assert task.completions[index].text == text
     assert len(ranking.tiers[1]) == 4
 
 
@@ -105,20 +106,6 @@ def test_a_completion_stands_at_every_position_about_equally_often() -> None:
     assert all(400 < places[position] < 600 for position in range(4))
 
 
-def test_a_task_shows_texts_and_nothing_about_where_they_come_from() -> None:
-    prompt = Prompt(messages=(Message("system", "Be kind."), Message("user", "Hello?")))
-    task = Candidates(prompt, (Completion("one", finished=False), Completion("two")))
-    data = page.task_data(task)
-    assert set(data) == {"key", "prompt", "completions"}
-    assert [(t["title"], t["body"]) for t in data["prompt"]] == [
-        ("System", "Be kind."),
-        ("User", "Hello?"),
-    ]
-    assert [set(item) for item in data["completions"]] == [{"id", "title", "body"}] * 2
-    assert [item["title"] for item in data["completions"]] == ["A", "B"]
-    assert sorted(item["body"] for item in data["completions"]) == ["one", "two"]
-
-
 @pytest.mark.parametrize(
     ("result", "given", "refusal"),
     [
@@ -128,7 +115,7 @@ def test_a_task_shows_texts_and_nothing_about_where_they_come_from() -> None:
         (ranked({"_": ["c3"], "t1": ["c0"], "t2": ["c1", "c2"]}), {}, "partial"),
         (ranked({"_": [], "t1": ["c0"], "t2": ["c1", "c2"]}), {}, "partial"),
         (ranked({"_": [], "t1": ["c0", "c1", "c2", "c9"]}), {}, "unknown_id"),
-        (ranked({"_": [], "t9": ["c0", "c1", "c2", "c3"]}), {}, "unknown_bucket"),
+        (ranked({"_": [], "t10": ["c0", "c1", "c2", "c3"]}), {}, "unknown_bucket"),
         (ranked({"_": [], "t1": ["c0", "c1", "c2", "c3"], "t2": ["c0"]}), {}, "malformed"),
         (ranked({"_": [], "t1": [0, 1, 2, 3]}), {}, "malformed"),
         (ranked({"_": [], "t1": {"c0": 1}}), {}, "malformed"),
@@ -212,17 +199,10 @@ def test_a_flag_does_not_excuse_an_invalid_ranking() -> None:
     assert rankings_from_export(export, [task])[1] == {Refusal.UNKNOWN_ID: 1}
 
 
-def test_nine_tiers_are_joined_evenly_into_five_in_order() -> None:
-    fitted = page.fit_tiers([[i] for i in range(9)])
-    assert [i for tier in fitted for i in tier] == list(range(9))
-    assert [len(tier) for tier in fitted] == [2, 2, 2, 2, 1]
-    assert page.fit_tiers([[1], [0, 2]]) == ((1,), (0, 2))
-
-
 def test_more_tiers_than_the_page_has_cannot_be_saved() -> None:
-    ranking = Ranking("k", EMAIL, tuple((i,) for i in range(6)))
-    with pytest.raises(ValueError, match="6 tiers"):
-        page.annotation_result(ranking, 6)
+    ranking = Ranking("k", EMAIL, tuple((i,) for i in range(10)))
+    with pytest.raises(ValueError, match="10 tiers"):
+        page.annotation_result(ranking, 10)
 
 
 @pytest.mark.parametrize(

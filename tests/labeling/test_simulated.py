@@ -55,10 +55,10 @@ def test_scores_within_the_tie_share_a_tier() -> None:
     assert rank(make_labeler(tie_within=1.0), TASK, [1.0, 2.0, 0.9, 5.0]).tiers == ((3,), (0, 1, 2))
 
 
-def test_more_answers_than_tiers_keep_their_order() -> None:
+def test_nine_different_answers_get_nine_tiers() -> None:
     task = Candidates(Prompt(text="nine"), tuple(Completion(str(i)) for i in range(9)))
     ranking = rank(make_labeler(), task, [float(i) for i in range(9)])
-    assert ranking.tiers == ((7, 8), (5, 6), (3, 4), (1, 2), (0,))
+    assert ranking.tiers == tuple((i,) for i in reversed(range(9)))
 
 
 @given(
