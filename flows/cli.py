@@ -70,7 +70,7 @@ def _dispatch(given: Sequence[str]) -> None:
         "up": lambda: _up(options.config),
         "down": _down,
         "status": _status,
-        "labelers": lambda: _invite(options.reset),
+        "labelers": lambda: _labelers() if options.about == "list" else _invite(options.reset),
         "demo": lambda: _demo(options.seed),
         "report": lambda: _report(options.run),
     }
@@ -94,9 +94,10 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     commands.add_parser("down", help="end what `up` started")
     commands.add_parser("status", help="how the servers and the rounds are")
     labelers = commands.add_parser("labelers", help="the people who rank")
-    about = labelers.add_subparsers(dest="about", required=True, metavar="invite")
+    about = labelers.add_subparsers(dest="about", required=True, metavar="invite|list")
     invite = about.add_parser("invite", help="print the link that signs a labeler up")
     invite.add_argument("--reset", action="store_true", help="make a new link; the old one ends")
+    about.add_parser("list", help="who is there, and how much and how fast each has ranked")
     demo = commands.add_parser("demo", help="the support-desk example, from its corpus to a report")
     demo.add_argument("--seed", type=int, help="another seed than the example's is another run")
     run = commands.add_parser(
@@ -191,6 +192,17 @@ def _down() -> None:
 
     stopped = servers.down(servers.default_home())
     print(f"stopped: {', '.join(stopped)}" if stopped else "nothing of ours was running")
+
+
+def _labelers() -> None:
+    from rich.table import Table  # noqa: PLC0415
+
+    from flows import labelers, servers  # noqa: PLC0415
+
+    table = Table(*labelers.COLUMNS)
+    for row in labelers.list_labelers(servers.default_home(), Path.cwd() / "runs"):
+        table.add_row(*row)
+    _console().print(table)
 
 
 def _invite(reset: bool) -> None:

@@ -208,16 +208,29 @@ def look(label_studio: LabelStudio, published: Published, tasks: Sequence[Candid
 def stands_now(label_studio: LabelStudio, name: str, config: Labeling, folder: Path) -> Tally:
     """Where the ranking stands of a round that nobody is at work on; nothing is written.
 
-    Raises InputError when its project is not there, ConnectionError when the server fails.
+    Raises ConnectionError when the server fails.
     """
-    tasks = read_candidates(folder / "completions.parquet")
+    answers, tasks = answers_now(label_studio, name, folder)
+    return tally(answers, len(tasks), rankings_wanted(config, tasks), datetime.now(UTC))
+
+
+def answers_now(
+    label_studio: LabelStudio, name: str, folder: Path
+) -> tuple[list[Answer], list[str]]:
+    """What was answered in a round until now, and its tasks' keys; nothing is written. Of a project
+    that is not there, the newest snapshot tells."""
+    try:
+        tasks = read_candidates(folder / "completions.parquet")
+    except FileNotFoundError:
+        return [], []
+    kept = folder / "snapshots"
     project = label_studio.find_project(name, _run_id(folder))
     if project is None:
-        raise InputError(f"{label_studio.url} has no project {name!r}: the next run puts it back")
-    export = snapshots.parse(label_studio.export_bytes(project))
-    answers = _answers(folder / "snapshots", export, tasks)
-    wanted = rankings_wanted(config, [task.key for task in tasks])
-    return tally(answers, len(tasks), wanted, datetime.now(UTC))
+        found = snapshots.latest(kept)
+        export: Tasks = found[1] if found else []
+    else:
+        export = snapshots.parse(label_studio.export_bytes(project))
+    return _answers(kept, export, tasks), [task.key for task in tasks]
 
 
 def _answers(folder: Path, export: Tasks, tasks: Sequence[Candidates]) -> list[Answer]:

@@ -70,14 +70,14 @@ def tally(answers: Sequence[Answer], tasks: int, wanted: int, now: datetime) -> 
         rankings=len(usable),
         wanted=wanted,
         refused=dict(Counter(str(a.refusal) for a in answers if a.refusal).most_common()),
-        labelers=_by_labeler(answers),
+        labelers=by_labeler(answers),
         per_hour=None if per_hour is None else round(per_hour, 1),
         expected_end=end,
         taken=_written(now),
     )
 
 
-def _by_labeler(answers: Iterable[Answer]) -> tuple[LabelerTally, ...]:
+def by_labeler(answers: Iterable[Answer]) -> tuple[LabelerTally, ...]:
     """Those who ranked most come first; answers of deleted accounts are in the refusals alone."""
     groups: dict[str, list[Answer]] = {}
     for answer in answers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from flows import labelers
+from flows import labelers, labels
 from flows.servers import Servers
-from labeling.accounts import invite_link
+from labeling.accounts import invite_link, sign_in
 from labeling.config import SimulatedLabeler
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio
 from labeling.simulated import labeler_email
 from tests.flows.miniature import Project
+from tests.flows.ranked_round import ANN, publish_round, rank, tasks
 
 
 def test_invite_prints_a_link_and_what_to_do_with_it(project: Project, servers: Servers) -> None:
@@ -37,6 +39,26 @@ def test_invite_prints_a_link_and_what_to_do_with_it(project: Project, servers: 
 def test_invite_finds_the_embedded_server(servers: Servers, servers_home: Path) -> None:
     link, _ = labelers.invite(servers_home)
     assert link.startswith(f"{servers.label_studio.url}/user/signup/?token=")
+
+
+def test_list_shows_who_is_there_and_what_each_has_done(
+    label_studio: LabelStudio, servers: Servers, servers_home: Path, tmp_path: Path
+) -> None:
+    published = publish_round(label_studio, tmp_path)
+    document = {"name": published.project.title}
+    (published.folder / "round.json").write_text(json.dumps(document))
+    (published.folder / "completions.parquet").symlink_to(published.completions)
+    for task in tasks()[:3]:
+        rank(label_studio, published, task)
+    rank(label_studio, published, tasks()[3], tiers=[[0]])
+    sign_in(label_studio, "idle@example.org", "Iris")
+    rows = {row[0]: row[1:] for row in labelers.list_labelers(servers_home, tmp_path / "runs")}
+    assert rows[ANN][1:3] == ("3 rankings", "1 not usable")
+    assert rows["idle@example.org"] == ("Iris", "0 rankings", "", "", "")
+    labels.look(label_studio, published, tasks())
+    label_studio.client.projects.delete(published.project.id)
+    rows = {row[0]: row[1:] for row in labelers.list_labelers(servers_home, tmp_path / "runs")}
+    assert rows[ANN][1] == "3 rankings", "the newest snapshot tells"
 
 
 def test_invite_says_which_given_server_does_not_answer(
