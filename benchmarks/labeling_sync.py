@@ -106,10 +106,10 @@ class Server:
         embedded.prepare_database(home / "label-studio")
         # Not one of the ports that the system gives to clients: it stays free while it is killed.
         self._port = free_port(random.Random(os.getpid()).sample(range(20000, 30000), 10))
-        self.start()
         self.client = LabelStudio(f"http://127.0.0.1:{self._port}", self.token)
 
     def start(self) -> None:
+        """Raises InputError when it is not ready within three minutes."""
         launch = embedded.label_studio(self._home, self._port, self._account)
         self._process = launch.start()
         assert embedded.wait_ready(launch, self._process) == self._port
@@ -147,6 +147,7 @@ def main() -> None:
         say("starts a Label Studio")
         server = Server(Path(folder))
         try:
+            server.start()
             tasks = make_tasks(options.tasks)
             if options.rounds:
                 figures |= measure(server, tasks, options.rounds, Path(folder))
