@@ -135,3 +135,14 @@ def test_an_empty_folder_knows_nothing(tmp_path: Path) -> None:
 def test_what_is_no_export_is_told(content: bytes) -> None:
     with pytest.raises(InputError, match="no export"):
         parse(content)
+
+
+def test_the_snapshot_that_labels_were_frozen_from_stays_however_many_come_after(
+    tmp_path: Path,
+) -> None:
+    frozen = keep(tmp_path, export(("a", 0)), NOON)
+    pin(frozen)
+    for number in range(1, snapshots.NEWEST_KEPT + 3):
+        keep(tmp_path, export(("a", number)), NOON + timedelta(minutes=number))
+    assert len(kept(tmp_path)) == snapshots.NEWEST_KEPT + 1
+    assert kept(tmp_path)[-1] == frozen
