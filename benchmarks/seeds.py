@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from flows import demo, stages
+from flows.cli import DEMO_ROUNDS
 from flows.config import RoundConfig
 from flows.runner import run_stage
 from flows.store import write_json
@@ -35,6 +37,8 @@ Row = dict[str, Any]
 STEPS = ("sft", "completions", "simulated", "reward", "ppo", "evaluate")
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "seed": lambda r: str(r["seed"]),
+    "win rate, round by round": lambda r: " → ".join(f"{win:.3f}" for win in r["wins"]),
+    "promoted": lambda r: ", ".join("yes" if p else "no" for p in r["promoted"]),
     "win rate, 95 % interval": lambda r: "{:.3f} [{:.3f}, {:.3f}]".format(r["win"], *r["interval"]),
     "rubric": lambda r: "{:.2f} → {:.2f}".format(*r["rubric"]),
     "right fix": lambda r: _change(r, "right_fix"),
@@ -60,6 +64,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0-4", help="e.g. 0-4 or 0,3,7 (default: 0-4)")
+    parser.add_argument("--rounds", type=int, default=DEMO_ROUNDS, help="of each seed")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at once (default: 2)")
     parser.add_argument("--home", type=Path, default=Path(__file__).parent / "home")
     options = parser.parse_args()
@@ -70,7 +75,9 @@ def main() -> None:
     demo.prepare()
     _rankloop(home, "servers", "up")
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(lambda seed: _measure(home, seed), _seeds(options.seeds)))
+        rows = list(
+            pool.map(lambda seed: _measure(home, seed, options.rounds), _seeds(options.seeds))
+        )
     write_json(home / "seeds.json", rows)
     print("\n".join(_table([row for row in rows if "failed" not in row])))
     for row in rows:
@@ -87,12 +94,12 @@ def _seeds(text: str) -> list[int]:
     return found
 
 
-def _measure(home: Path, seed: int) -> Row:
+def _measure(home: Path, seed: int, rounds: int) -> Row:
     """The figures of one seed; `failed` in their place when its demo did not end well."""
     print(f"seed {seed} begins", file=sys.stderr, flush=True)
     try:
-        _rankloop(home, f"seed-{seed}", "demo", "--seed", str(seed))
-        row = _figures(home, seed)
+        _rankloop(home, f"seed-{seed}", "demo", "--seed", str(seed), "--rounds", str(rounds))
+        row = _figures(home, seed, rounds)
     except (RuntimeError, ValueError) as error:
         print(f"seed {seed}: {error}", file=sys.stderr, flush=True)
         return {"seed": seed, "failed": str(error)}
@@ -115,15 +122,24 @@ def _rankloop(home: Path, log: str, *arguments: str) -> None:
         raise RuntimeError(f"rankloop {' '.join(arguments)} ended with {done.returncode}: {path}")
 
 
-def _figures(home: Path, seed: int) -> Row:
+def _figures(home: Path, seed: int, rounds: int) -> Row:
+    """Of the last round, but for the seconds, which are those of all."""
     name = "support" if seed == 0 else f"support-seed-{seed}"
-    folder = home / "runs" / name / "rounds" / "000"
-    document = json.loads((folder / "round.json").read_text())
-    evaluation, steps = document["evaluation"], document["stages"]
+    folders = [home / "runs" / name / "rounds" / f"{number:03d}" for number in range(rounds)]
+    documents = [json.loads((folder / "round.json").read_text()) for folder in folders]
+    folder, document = folders[-1], documents[-1]
+    evaluation = document["evaluation"]
     before, after = _parts(folder / "evaluation", folder / "prompts.parquet")
-    greedy = _greedy(home, folder, RoundConfig.model_validate(document["config"]))
+    initial = (folders[0] / "initial_policy").resolve()
+    greedy = _greedy(home, initial, folder, RoundConfig.model_validate(document["config"]))
+    seconds: Counter[str] = Counter()
+    for made in documents:
+        for step, found in made["stages"].items():
+            seconds[step] += found.get("made_seconds", found["seconds"])
     return {
         "seed": seed,
+        "wins": [made["evaluation"]["win_rate"] for made in documents],
+        "promoted": [made["promotion"]["what"] == "promoted" for made in documents],
         "win": evaluation["win_rate"],
         "interval": evaluation["win_rate_interval"],
         "rubric": (evaluation["initial"]["judge"], evaluation["judge"]),
@@ -134,17 +150,17 @@ def _figures(home: Path, seed: int) -> Row:
         "greedy_rubric": (greedy["initial"]["judge"], greedy["judge"]),
         "greedy_win": greedy["win_rate"],
         "greedy_valid": (greedy["initial"]["guards"]["valid"], greedy["guards"]["valid"]),
-        "seconds": {n: s.get("made_seconds", s["seconds"]) for n, s in steps.items()},
+        "seconds": dict(seconds),
     }
 
 
-def _greedy(home: Path, folder: Path, config: RoundConfig) -> dict[str, Any]:
+def _greedy(home: Path, initial: Path, folder: Path, config: RoundConfig) -> dict[str, Any]:
     """The same evaluation with the likeliest token each time."""
     return run_stage(
         stages.EVALUATE,
         config.evaluation.model_copy(update={"temperature": 0.0}),
         {
-            "initial": (folder / "initial_policy").resolve(),
+            "initial": initial,
             "candidate": (folder / "policy").resolve(),
             "prompts": (folder / "prompts.parquet").resolve(),
             "reward_model": (folder / "reward_model").resolve(),

@@ -33,14 +33,14 @@ _TOKENIZER_FILES = (
 _SAMPLERS = {"completions": "sampling", "ppo": "ppo", "evaluate": "evaluation"}
 
 
-def check_inputs(config: RoundConfig) -> None:
+def check_inputs(config: RoundConfig, number: int = 0) -> None:
     """Look at prompts, demonstrations, preferences, user functions and the model folder, as far as
-    the round needs them.
+    the round of that number needs them.
 
     Raises:
         InputError: one of them is wrong, with what the stage would say, or in other words.
     """
-    steps = needed_steps(config)
+    steps = needed_steps(config, number)
     if "prompts" in steps and config.prompts:
         _check_prompts(config.prompts)
     if config.sft and _is_short(config.sft.data) and not sum(1 for _ in read_rows(config.sft.data)):

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from labeling.errors import InputError, disk_refusal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from flows.config import RoundConfig
 
+DEMO_ROUNDS = 1  # how many `rankloop demo` runs
 RUN_HELP = """\
 CONFIG is a YAML file. Every field can be overridden: --seed 7, --ppo.kl_coef 0.1 …; another seed
 than the file's is another run, runs/<name>-seed-7/. `rankloop run --fields` lists all of them."""
@@ -62,8 +63,8 @@ def _dispatch(given: Sequence[str]) -> None:
         if options.config is None:
             run.error("give a CONFIG, e.g. examples/support/config.yaml")
         if options.dry_run:
-            return _dry_run(options.config, flags)
-        return _run(options.config, flags)
+            return _dry_run(options.config, options.round, flags)
+        return _run(options.config, options.round, options.rounds, flags)
     if flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     commands: dict[str, Callable[[], None]] = {
@@ -71,8 +72,10 @@ def _dispatch(given: Sequence[str]) -> None:
         "down": _down,
         "status": _status,
         "labelers": lambda: _labelers() if options.about == "list" else _invite(options.reset),
-        "demo": lambda: _demo(options.seed),
+        "demo": lambda: _demo(options.seed, options.rounds),
         "report": lambda: _report(options.run),
+        "promote": lambda: _promote(options.run, options.round, options.reason),
+        "rollback": lambda: _rollback(options.run, options.to, options.reason),
     }
     return commands[options.command]()
 
@@ -100,13 +103,14 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     about.add_parser("list", help="who is there, and how much and how fast each has ranked")
     demo = commands.add_parser("demo", help="the support-desk example, from its corpus to a report")
     demo.add_argument("--seed", type=int, help="another seed than the example's is another run")
+    demo.add_argument("--rounds", type=_count, default=DEMO_ROUNDS, metavar="N", help="how many")
     run = commands.add_parser(
         "run",
-        help="one round of CONFIG, here and now",
+        help="rounds of CONFIG, here and now",
         epilog=RUN_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        usage="rankloop run CONFIG [--dry-run] [--section.field VALUE …] [--seed N]",
+        usage="rankloop run CONFIG [--rounds N | --round K] [--dry-run] [--section.field VALUE …]",
     )
     run.add_argument("config", type=Path, nargs="?", metavar="CONFIG")
     run.add_argument(
@@ -114,38 +118,96 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         action="store_true",
         help="show what would be made, reused and needed; start and write nothing",
     )
+    which = run.add_mutually_exclusive_group()
+    which.add_argument(
+        "--rounds",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="the first N rounds, one after the other; what is finished is reused (default: 1)",
+    )
+    which.add_argument(
+        "--round",
+        type=_number,
+        metavar="K",
+        help="round K alone (the first is 0), or `next`: the unfinished one, else a new one",
+    )
     run.add_argument("--fields", action="store_true", help="list every field, then stop")
     report = commands.add_parser("report", help="print the path of a run's newest report")
     report.add_argument("run", nargs="?", help="a config file or a run's name; default: the newest")
+    promote = commands.add_parser("promote", help="make a round's policy the incumbent, by hand")
+    rollback = commands.add_parser("rollback", help="go back to an earlier incumbent")
+    for command in (promote, rollback):
+        command.add_argument("run", metavar="RUN", help="a config file or a run's name")
+        command.add_argument("--reason", default="", help="why; kept in the history")
+    promote.add_argument("round", type=int, metavar="ROUND", help="its number, as in rounds/001")
+    rollback.add_argument(
+        "--to",
+        type=_to,
+        metavar="ROUND",
+        help="a round's number, or `initial`; default: the incumbent before this one",
+    )
     return parser, run
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> int | Literal["next"]:
+    if text == "next":
+        return "next"
+    return _round_number(text, "next")
+
+
+def _to(text: str) -> int | Literal["initial"]:
+    if text == "initial":
+        return "initial"
+    return _round_number(text, "initial")
+
+
+def _round_number(text: str, other: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a round's number or {other!r}, not {text!r}")
+    return int(text)
 
 
 # --- rounds --------------------------------------------------------------------------------------
 
 
-def _demo(seed: int | None) -> None:
+def _demo(seed: int | None, rounds: int) -> None:
     from flows import demo  # noqa: PLC0415
 
-    _run(demo.prepare(), [] if seed is None else ["--seed", str(seed)])
+    _run(demo.prepare(), None, rounds, [] if seed is None else ["--seed", str(seed)])
 
 
-def _run(path: Path, flags: Sequence[str]) -> None:
+def _run(
+    path: Path, number: int | Literal["next"] | None, rounds: int, flags: Sequence[str]
+) -> None:
+    from flows import launch  # noqa: PLC0415
     from flows.load import load_config  # noqa: PLC0415
 
-    _round(load_config(path, flags))
+    config = load_config(path, flags)
+    numbers = range(rounds) if number is None else [_resolved(config, number)]
+    launch.run_rounds(config, numbers, _console())
 
 
-def _round(config: RoundConfig) -> None:
-    from flows import launch  # noqa: PLC0415
-
-    launch.run_round(config, _console())
-
-
-def _dry_run(path: Path, flags: Sequence[str]) -> None:
+def _dry_run(path: Path, number: int | Literal["next"] | None, flags: Sequence[str]) -> None:
     from flows.dry_run import show  # noqa: PLC0415
     from flows.load import load_config  # noqa: PLC0415
 
-    show(load_config(path, flags), _console())
+    config = load_config(path, flags)
+    show(config, _resolved(config, number or 0), _console())
+
+
+def _resolved(config: RoundConfig, number: int | Literal["next"]) -> int:
+    from flows.lineage import next_round  # noqa: PLC0415
+
+    if isinstance(number, int):
+        return number
+    return next_round(Path.cwd() / "runs" / config.name)
 
 
 def _console() -> Console:
@@ -158,12 +220,28 @@ def _console() -> Console:
 def _report(run: str | None) -> None:
     from flows.record import newest_report  # noqa: PLC0415
 
-    name = run
-    if run is not None and run.endswith((".yaml", ".yml")):
-        from flows.load import load_config  # noqa: PLC0415
+    print(newest_report(Path.cwd() / "runs", None if run is None else _name(run)))
 
-        name = load_config(Path(run)).name
-    print(newest_report(Path.cwd() / "runs", name))
+
+def _promote(run: str, number: int, reason: str) -> None:
+    from flows import by_hand  # noqa: PLC0415
+
+    print(by_hand.promote(_name(run), number, reason))
+
+
+def _rollback(run: str, to: int | Literal["initial"] | None, reason: str) -> None:
+    from flows import by_hand  # noqa: PLC0415
+
+    print(by_hand.roll_back(_name(run), to, reason))
+
+
+def _name(run: str) -> str:
+    """A run's name, from a config file or as it is."""
+    if not run.endswith((".yaml", ".yml")):
+        return run
+    from flows.load import load_config  # noqa: PLC0415
+
+    return load_config(Path(run)).name
 
 
 def _print_fields() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from labeling.config import UNKEYED, Labeling, Pairs, Preferences, Prompts
 from ppo.config import PPO, SFT, Evaluation, Sampling
@@ -24,6 +24,46 @@ SECTIONS: dict[str, type[BaseModel]] = {
 OPTIONAL = ("prompts", "sft", "preferences")  # without them a step is left out
 # Said once at the top, they hold for every section that has the field and does not set its own.
 SHARED = ("seed", "device", "threads", "dtype", "max_new_tokens")
+
+
+class LaterRounds(BaseModel, frozen=True, extra="forbid"):
+    """What is different in the rounds after the first, which start from the incumbent and learn
+    from the preferences of all rounds."""
+
+    anchor: Literal["incumbent", "initial"] = Field(
+        "incumbent",
+        description="The reference that PPO's KL is measured from: the policy that the round "
+        "starts from, or the initial policy.",
+    )
+    changes: dict[
+        Literal["sampling", "labeling", "pairs", "reward", "ppo"], dict[str, JsonValue]
+    ] = Field(
+        {},
+        description="Fields that have another value than in the first round, by section, e.g. "
+        "`reward: {epochs: 1}`.",
+    )
+
+
+class Promotion(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """When the gate makes a round's policy the incumbent, from which the next round starts."""
+
+    min_win_rate: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="What the lower bound of the win rate over the incumbent has to reach; how "
+        "sure it is says `evaluation.confidence`.",
+    )
+    kl_budget: float | None = Field(
+        None,
+        gt=0,
+        description="KL to the initial policy in nats a response above which nothing is promoted.",
+    )
+    max_guard_drop: dict[str, float] = Field(
+        {},
+        description="How far a guard's mean may fall below the incumbent's, by the names of "
+        "`evaluation.guards`, e.g. `valid: 0.05`.",
+    )
 
 
 class RoundConfig(BaseModel, frozen=True, extra="forbid"):
@@ -78,6 +118,21 @@ class RoundConfig(BaseModel, frozen=True, extra="forbid"):
     reward: RewardTraining = RewardTraining()
     ppo: PPO = PPO()
     evaluation: Evaluation = Evaluation()
+    promotion: Promotion = Promotion()
+    later_rounds: LaterRounds = LaterRounds()
+
+    def for_round(self, number: int) -> RoundConfig:
+        """What holds in the round: from number 1 on with `later_rounds.changes`.
+
+        Raises:
+            ValidationError: a change is of no field, or not allowed there.
+        """
+        if number == 0 or not self.later_rounds.changes:
+            return self
+        values = self.model_dump()
+        for section, changed in self.later_rounds.changes.items():
+            values[section] |= changed
+        return RoundConfig.model_validate(values)
 
     @model_validator(mode="before")
     @classmethod
@@ -97,3 +152,8 @@ class RoundConfig(BaseModel, frozen=True, extra="forbid"):
                 inherited = {k: v for k, v in shared.items() if k in model.model_fields}
                 filled[section] = inherited | value
         return filled
+
+
+def project_title(name: str, number: int) -> str:
+    """Of a round's Label Studio project; no run's name has a comma in it."""
+    return name if number == 0 else f"{name}, round {number}"

@@ -16,30 +16,38 @@ from rich.table import Table
 
 from flows import memory, servers
 from flows.check import check_inputs
-from flows.config import RoundConfig
+from flows.config import RoundConfig, project_title
+from flows.history import read
 from flows.lengths import Lengths, measure
+from flows.lineage import Lineage, Start, named
+from flows.lineage import look as look_back
 from flows.memory import GB, StageMemory
 from flows.model_shape import ModelShape, read_shape
 from flows.plan import Planned, look, not_used
 from flows.record import RoundRecord
 from flows.store import Store, kind_of_device
 from labeling.errors import InputError
+from labeling.wording import counted
 
 # What Python, torch, the trainers and their bookkeeping take beside the model, measured on the CPU.
 _LIBRARIES_GB = 0.7
 
 
-def show(config: RoundConfig, console: Console) -> None:
-    """Print the resolved config, the steps, the labels, the disk and the memory.
+def show(config: RoundConfig, number: int, console: Console) -> None:
+    """Print the resolved config of a round, its steps, the labels, the disk and the memory.
 
     Raises:
-        InputError: the config cannot be followed, or an input is missing.
+        InputError: the config cannot be followed, or an input or the round before is missing.
     """
-    check_inputs(config)
+    config = config.for_round(number)
+    check_inputs(config, number)
     home = servers.default_home()
-    frozen = RoundRecord.place(Path.cwd() / "runs", config) / "labels.parquet"
+    folder = RoundRecord.place(Path.cwd() / "runs", config, number)
+    run = folder.parent.parent
+    lineage = look_back(run, number, read(run).incumbent)
+    store = Store(home / "store")
     try:
-        plan = look(config, Store(home / "store"), frozen)
+        plan = look(config, store, folder / "labels.parquet", Start(lineage, store))
     except ConnectionError as error:
         raise InputError(f"{error}; try again later") from None
     console.print(
@@ -50,9 +58,11 @@ def show(config: RoundConfig, console: Console) -> None:
     )
     for line in not_used(config):
         console.print(f"[yellow]{escape(line)}[/]", highlight=False)
-    console.print(_steps(config, plan))
+    console.print(_steps(config, number, plan))
+    if number:
+        _say(console, "starts from", _origin(lineage))
     if "publish" in plan:
-        _say(console, "labels", _labels(config, plan, home))
+        _say(console, "labels", _labels(config, number, plan, home))
     reference = f"{config.model}@{config.revision}" if config.revision else config.model
     try:
         shape = read_shape(reference)
@@ -70,8 +80,17 @@ def _say(console: Console, title: str, text: str) -> None:
 # --- steps and labels -----------------------------------------------------------------------------
 
 
-def _steps(config: RoundConfig, plan: Mapping[str, Planned]) -> Table:
-    table = Table(title=f"{config.name}: what a run would do", title_justify="left")
+def _origin(lineage: Lineage) -> str:
+    rankings = sum(earlier.labels.get("rankings", 0) for earlier in lineage.earlier)
+    return (
+        f"{named(lineage.incumbent)}; its reward model learns from "
+        f"{counted(rankings, 'earlier ranking')} too"
+    )
+
+
+def _steps(config: RoundConfig, number: int, plan: Mapping[str, Planned]) -> Table:
+    which = f", round {number}" if number else ""
+    table = Table(title=f"{config.name}{which}: what a run would do", title_justify="left")
     for column in ("step", "key", "state", "took"):
         table.add_column(column, overflow="fold")
     people = not config.labeling.simulated and not _is_frozen(plan)
@@ -85,6 +104,8 @@ def _steps(config: RoundConfig, plan: Mapping[str, Planned]) -> Table:
             state = "needs people" if step.step == "gate" and people else "each time"
         if step.step == "freeze":
             state = "frozen" if step.output else "to do"
+        if step.step == "promote" and isinstance(step.output, dict):
+            state = f"{step.output['what']}"
         table.add_row(
             step.step, step.key or (f"after {step.after}" if step.after else ""), state, took
         )
@@ -95,13 +116,13 @@ def _is_frozen(plan: Mapping[str, Planned]) -> bool:
     return "freeze" in plan and plan["freeze"].output is not None
 
 
-def _labels(config: RoundConfig, plan: Mapping[str, Planned], home: Path) -> str:
+def _labels(config: RoundConfig, number: int, plan: Mapping[str, Planned], home: Path) -> str:
     from flows.labels import find_frozen  # noqa: PLC0415 - the SDK takes a second
     from labeling.label_studio import LabelStudio  # noqa: PLC0415
 
     completions = plan["completions"].entry
     frozen = plan.get("freeze")
-    if completions and frozen and frozen.output:
+    if completions and frozen and isinstance(frozen.output, Path):
         found = find_frozen(frozen.output, completions.path / "completions.parquet")
         assert found is not None
         return f"{found.rankings} rankings of {found.labelers} labelers are frozen"
@@ -122,7 +143,7 @@ def _labels(config: RoundConfig, plan: Mapping[str, Planned], home: Path) -> str
         if server is None:
             return f"{said}; Label Studio is not running"
         label_studio = LabelStudio(server.url, server.token, server.public_url)
-        project = label_studio.find_project(config.name)
+        project = label_studio.find_project(project_title(config.name, number))
         if project is None:
             return f"{said}; nothing is published yet"
         counts = label_studio.count(project)

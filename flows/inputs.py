@@ -40,6 +40,11 @@ def resolve_inputs(
 
 
 def _resolve(stage: Stage, name: str, kind: Kind, value: Any, store: Store) -> tuple[Any, Any]:
+    if kind == "value":
+        return value, value
+    if kind == "paths":
+        found = [_resolve(stage, name, "path", item, store) for item in value]
+        return [path for path, _ in found], [digest for _, digest in found]
     if kind == "functions":
         return dict(value), {k: function_digest(v) for k, v in sorted(value.items())}
     if kind == "function":

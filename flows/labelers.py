@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows import given_servers, servers
+from flows.config import project_title
 from labeling.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def _answers(server: LabelStudio, round_: Path) -> list[Answer]:
 
     try:
         document = json.loads(round_.read_text())
-        return labels.answers_now(server, document["name"], round_.parent)[0]
+        title = project_title(document["name"], document["round"])
+        return labels.answers_now(server, title, round_.parent)[0]
     except (OSError, ValueError, KeyError, TypeError) as trouble:
         logger.warning("%s is left out (%s)", round_, type(trouble).__name__)
         return []

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from flows import servers
 from flows.check import check_inputs
+from flows.lineage import look
 from flows.plan import needed_steps
 from flows.progress import LOGGERS, Step, Terminal
 from flows.server_home import HINT, NAMES, Name, check_writable
@@ -65,27 +66,31 @@ def named_address(labeling: Labeling) -> Address | None:
     return Address(labeling.bind or LOOPBACK, labeling.public_url or None)
 
 
-def run_round(config: RoundConfig, console: Console) -> None:
-    """Run one round and end with a table and its addresses. Label Studio is started only for a
-    round in which somebody ranks."""
+def run_rounds(config: RoundConfig, numbers: Sequence[int], console: Console) -> None:
+    """Run these rounds one after the other, each to a table and its addresses. Label Studio is
+    started only for rounds in which somebody ranks."""
     home = servers.default_home()
     for folder, hint in ((Path.cwd() / "runs", "run from another folder"), (home, HINT)):
         check_writable(folder, hint)
-    check_inputs(config)
-    wanted: Collection[Name] = NAMES if "publish" in needed_steps(config) else ("prefect",)
+    look(Path.cwd() / "runs" / config.name, numbers[0], incumbent=None)
+    for number in (numbers[0], numbers[-1])[: len(numbers)]:  # later rounds are alike
+        check_inputs(config.for_round(number), number)
+    is_ranked = any("publish" in needed_steps(config, number) for number in numbers)
+    wanted: Collection[Name] = NAMES if is_ranked else ("prefect",)
     up = bring_up(console, wanted, config.labeling)
     set_prefect_environment(up)
     from flows.round import rankloop_round  # noqa: PLC0415 - imports Prefect
 
     try:
-        with Terminal(console):
-            document = rankloop_round(config)
+        for number in numbers:
+            with Terminal(console):
+                document = rankloop_round(config, number)
+            _print_closing(document, console)
     except httpx.TransportError as error:  # Label Studio's are told apart where they arise
         raise ConnectionError(
             f"Prefect at {up.prefect.ui_url} went away ({type(error).__name__}): start it "
             "(`rankloop up`) and run the same command again; what is finished is kept"
         ) from error
-    _print_closing(document, console)
 
 
 def set_prefect_environment(up: Servers) -> None:

@@ -31,6 +31,8 @@ from labeling.errors import InputError
 from labeling.instructions import is_path, read_instructions
 from labeling.scoring import split_reference
 
+# They name user functions, whose paths would have to be found once more.
+_SAME_IN_ALL_ROUNDS = ("simulated", "reward_function")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 _FILE_ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".txt", ".yaml", ".yml", ".py")
 
@@ -56,7 +58,23 @@ def load_config(path: Path, flags: Sequence[str] = ()) -> RoundConfig:
         needed_steps(config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    _check_changes(config, path)
     return _with_absolute_paths(config, origin)
+
+
+def _check_changes(config: RoundConfig, path: Path) -> None:
+    for section, changed in config.later_rounds.changes.items():
+        for name in changed:
+            if name in _SAME_IN_ALL_ROUNDS:
+                raise InputError(
+                    f"{path}: later_rounds.changes.{section}.{name}: is the same in all rounds; "
+                    f"set it in '{section}'"
+                )
+    try:
+        config.for_round(1)
+    except ValidationError as error:
+        origin = _Origin(path, frozenset(), "later_rounds.changes: ")
+        raise InputError(_first_complaint(error, origin)) from None
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,7 @@ class _Origin:
 
     path: Path
     flags: frozenset[str]
+    section: str = ""
 
     def flagged(self, field: str) -> str | None:
         parts = field.split(".")
@@ -72,7 +91,7 @@ class _Origin:
         return next((f"--{name}" for name in above if name in self.flags), None)
 
     def name(self, field: str) -> str:
-        return self.flagged(field) or f"{self.path}: {field}"
+        return self.flagged(field) or f"{self.path}: {self.section}{field}"
 
     def folder(self, field: str) -> Path:
         return Path.cwd() if self.flagged(field) else self.path.resolve().parent
@@ -163,7 +182,8 @@ def _first_complaint(error: ValidationError, origin: _Origin) -> str:
             names = elsewhere[:1]  # its name is right, its section is wrong or missing
         section = f" in '{'.'.join(place[:-1])}'" if place[:-1] else ""
         return (
-            f"{origin.path}: there is no field '{place[-1]}'{section}{_closest(place[-1], names)}"
+            f"{origin.path}: {origin.section}there is no field '{place[-1]}'{section}"
+            f"{_closest(place[-1], names)}"
         )
     info = dict(fields(items=True)).get(re.sub(r"\.\d+", "", field))
     if worst["type"] == "missing":

@@ -11,7 +11,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from flows.config import RoundConfig
+from flows.history import policy_of, read
 from flows.inputs import resolve_inputs
+from flows.lineage import Lineage, Start
+from flows.promotion import Candidate
 from flows.recipe import follow
 from flows.stages import Kind, Stage
 from flows.store import Entry, Store, make_key
@@ -21,7 +24,7 @@ from labeling.errors import InputError
 _LAST = {None: "report", "completions": "completions", "labels": "freeze", "reward": "reward"}
 
 
-def needed_steps(config: RoundConfig) -> tuple[str, ...]:
+def needed_steps(config: RoundConfig, number: int = 0) -> tuple[str, ...]:
     """The round's steps in their order: the last one that is wanted, and what it needs.
 
     Raises:
@@ -36,7 +39,12 @@ def needed_steps(config: RoundConfig) -> tuple[str, ...]:
         raise InputError(
             "ppo.sft_coef needs the demonstrations of sft.data: add the section sft, or set it to 0"
         )
-    needs = _needs(config)
+    if unknown := set(config.promotion.max_guard_drop) - set(config.evaluation.guards):
+        raise InputError(
+            f"promotion.max_guard_drop names '{min(unknown)}', and evaluation.guards has no guard "
+            "of that name: give it there, or correct the name"
+        )
+    needs = _needs(config, number)
     wanted = {_LAST[config.stop_after]}
     for step in reversed(needs):
         if step in wanted:
@@ -47,10 +55,11 @@ def needed_steps(config: RoundConfig) -> tuple[str, ...]:
     return steps
 
 
-def _needs(config: RoundConfig) -> dict[str, tuple[str, ...]]:
-    """Each step and what it needs, in the order in which they are made. With a reward function for
+def _needs(config: RoundConfig, number: int) -> dict[str, tuple[str, ...]]:
+    """Each step and what it needs, in the order in which they are made. The first round alone has
+    SFT. With a reward function for
     PPO and a judge for the evaluation there is no need of a reward model, hence none of labels."""
-    sft = ("sft",) if config.sft else ()
+    sft = ("sft",) if config.sft and number == 0 else ()
     pairs = ("preferences",) if config.preferences else ("completions", "pairs")
     simulated = ("simulated",) if config.labeling.simulated else ()
     reward_for_ppo = ("reward",) if config.ppo.needs_reward_model else ()
@@ -68,7 +77,8 @@ def _needs(config: RoundConfig) -> dict[str, tuple[str, ...]]:
         "reward": (*sft, *pairs),
         "ppo": (*sft, "prompts", *reward_for_ppo),
         "evaluate": (*sft, "prompts", "ppo", *reward_for_judging),
-        "report": ("evaluate",),
+        "promote": ("evaluate",),
+        "report": ("evaluate", "promote"),
     }
 
 
@@ -101,23 +111,28 @@ class Planned:
     key: str | None = None
     after: str | None = None
     entry: Entry | None = None
-    output: Path | None = None
+    output: Path | dict[str, Any] | None = None
 
-    def place(self, kind: Kind) -> Path | None:
+    def place(self, kind: Kind) -> Path | dict[str, Any] | None:
         return self.entry.path if kind == "entry" and self.entry else self.output
 
 
-def look(config: RoundConfig, store: Store, labels: Path) -> dict[str, Planned]:
+def look(
+    config: RoundConfig, store: Store, labels: Path, start: Start | None = None
+) -> dict[str, Planned]:
     """What a run of the config would do, by step, in order. Nothing is made or written.
 
     Args:
+        config: the round's own (RoundConfig.for_round).
         labels: where the round's rankings are frozen.
+        start: what it takes from earlier rounds; the first round takes nothing.
 
     Raises:
         InputError: the config cannot be followed, or an input is missing.
     """
-    looker = _Looker(frozenset(needed_steps(config)), store, labels)
-    follow(config, labels, looker)
+    start = start or Start(Lineage(round=0), store)
+    looker = _Looker(frozenset(needed_steps(config, start.number)), store, labels)
+    follow(config, start, labels, looker)
     return looker.found
 
 
@@ -128,6 +143,7 @@ class _Looker:
         self.needed = needed
         self.store = store
         self.labels = labels
+        self.run = labels.parent.parent.parent
         self.found: dict[str, Planned] = {}
 
     def stage(self, stage: Stage, config: BaseModel | None, **inputs: Any) -> Planned | None:
@@ -157,6 +173,20 @@ class _Looker:
     def sync(self, name: str, *arguments: Any) -> Planned | None:
         if name not in self.needed:
             return None
-        there = self.labels if name == "freeze" and self.labels.exists() else None
+        there: Path | dict[str, Any] | None = None
+        if name == "freeze" and self.labels.exists():
+            there = self.labels
+        elif name == "promote":
+            there = self._decided(*arguments)
         self.found[name] = Planned(name, False, output=there)
         return self.found[name]
+
+    def _decided(
+        self, config: RoundConfig, lineage: Lineage, aligned: Planned, evaluation: Planned
+    ) -> dict[str, Any] | None:
+        if not (aligned.entry and evaluation.entry):
+            return None
+        policy = policy_of(self.store, lineage.round, aligned.entry.path.name)
+        candidate = Candidate(policy, lineage.incumbent, evaluation.entry.metrics)
+        known = read(self.run).answer(candidate.question(config.promotion))
+        return known.verdict if known else None

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from flows import stages
-from flows.config import RoundConfig
+from flows.config import RoundConfig, project_title
+from flows.lineage import Start
 from flows.stages import Stage
 
 # Beside the frozen labels: how they came to be, in numbers without names, for the report.
@@ -27,8 +28,17 @@ class Maker(Protocol):
         """A dealing with people, by its task's name in flows/tasks.py."""
 
 
-def follow(config: RoundConfig, labels: Path, make: Maker) -> Any:
-    """One round; returns its last step. `labels` is where the rankings are frozen."""
+def follow(config: RoundConfig, start: Start, labels: Path, make: Maker) -> Any:
+    """One round; returns its last step.
+
+    The first round starts from the initial policy. A later one starts from the incumbent, and its
+    reward model goes on from the one before with the pairs of all rounds.
+
+    Args:
+        config: the round's own (RoundConfig.for_round).
+        start: what it takes from earlier rounds.
+        labels: where its rankings are frozen.
+    """
     prompts = make.stage(
         stages.PROMPTS,
         config.prompts,
@@ -36,11 +46,21 @@ def follow(config: RoundConfig, labels: Path, make: Maker) -> Any:
         evaluation=config.prompts and config.prompts.evaluation_path,
     )
     initial: Any = f"{config.model}@{config.revision}" if config.revision else config.model
-    if config.sft:
-        initial = make.stage(stages.SFT, config.sft, model=initial, data=config.sft.data)
+    if config.sft and start.number == 0:
+        sft = initial = make.stage(stages.SFT, config.sft, model=initial, data=config.sft.data)
+    else:
+        sft, initial = None, start.initial or initial
+    policy = start.incumbent or initial
 
-    completions = make.stage(stages.COMPLETIONS, config.sampling, policy=initial, prompts=prompts)
-    published = make.sync("publish", config, completions, labels)
+    completions = make.stage(
+        stages.COMPLETIONS,
+        config.sampling,
+        policy=policy,
+        prompts=prompts,
+        earlier=start.completions or None,
+    )
+    title = project_title(config.name, start.number)
+    published = make.sync("publish", config, title, completions, labels)
     answered = make.sync("simulated", config, published, labels)
     opened = make.sync("gate", config, published, answered or published, labels)
     frozen = make.sync("freeze", published, opened, labels)
@@ -49,36 +69,43 @@ def follow(config: RoundConfig, labels: Path, make: Maker) -> Any:
         stages.PREFERENCES, config.preferences, data=config.preferences and config.preferences.data
     )
 
+    # Given pairs are the same in every round: so is what is learned from them.
     reward = make.stage(
         stages.REWARD,
         config.reward,
-        policy=initial,
+        policy=initial if config.preferences else policy,
         pairs=preferences or pairs,
         completions=completions,
+        earlier=None if config.preferences else start.pairs or None,
+        start=None if config.preferences else start.reward_model,
     )
+    anchored = start.incumbent and config.later_rounds.anchor == "initial"
     aligned = make.stage(
         stages.PPO,
         config.ppo,
-        policy=initial,
+        policy=policy,
         prompts=prompts,
         reward_model=reward if config.ppo.needs_reward_model else None,
         reward_function=config.ppo.reward_function,
         demonstrations=config.sft.data if config.sft and config.ppo.sft_coef else None,
+        reference=initial if anchored else None,
     )
     evaluation = make.stage(
         stages.EVALUATE,
         config.evaluation,
         initial=initial,
         candidate=aligned,
+        incumbent=start.incumbent,
         prompts=prompts,
         reward_model=reward,
         judge=config.evaluation.judge,
         guards=config.evaluation.guards or None,
     )
+    promoted = make.sync("promote", config, start.lineage, aligned, evaluation)
     report = make.stage(
         stages.REPORT,
         config,
-        sft=initial if config.sft else None,
+        sft=sft,
         prompts=prompts,
         completions=completions,
         labels=frozen,
@@ -88,6 +115,8 @@ def follow(config: RoundConfig, labels: Path, make: Maker) -> Any:
         reward=reward,
         ppo=aligned,
         evaluation=evaluation,
+        promotion=promoted,
+        lineage=start.lineage.model_dump(mode="json") if start.number else None,
     )
     return report or reward or frozen or completions
 

@@ -13,7 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from flows import history, lineage
 from flows.config import RoundConfig
+from flows.lineage import Lineage, used_data
 from flows.runner import StageResult
 from flows.store import MANIFEST, finite, write_json
 from labeling.errors import InputError
@@ -35,19 +37,28 @@ LINKS = {
 
 
 class RoundRecord:
-    """One round's folder and its round.json, which is rewritten whole after every step.
+    """One round's folder and its round.json, which is rewritten whole after every step. `lineage`,
+    from when the record is entered, is what the round starts from.
 
     `document` is what round.json holds: name, round, status (`running`, `complete`, `failed`,
     `interrupted`), stopped_after, error, `step` (the one at work, or at which it ended), `waiting`
     (while the gate is closed: labeling/tally.py's Tally, and the page to rank at), config,
-    seed, versions, commit, times, addresses, `stages.<name>` with seconds, reused, key and path,
-    and the metrics of the main ones under `prompts`, `labels`, `reward`, `ppo` and `evaluation`.
+    seed, versions, commit, times, addresses, `stages.<name>` with seconds, reused, key, path and
+    commit, and the metrics of the main ones under `prompts`, `labels`, `reward`, `ppo` and
+    `evaluation`; `data`, digests of all that it was made from; `started_from`, the policy that was
+    promoted when it began (none: the initial one), and `lineage`, the rounds before it;
+    `promotion`, what the gate said.
     `killed` holds the dashboard's addresses of earlier runs of this round that had no time to write
     down how they ended, until the dashboard is told.
     """
 
     def __init__(self, runs: Path, config: RoundConfig, number: int = 0) -> None:
+        self.run = runs.resolve() / config.name
+        self.lineage = Lineage(round=number)
+        self._config = config
+        self._manifests: dict[str, dict[str, Any]] = {}
         self.folder = self.place(runs, config, number)
+        self._look_back()  # before there is a folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
         self.document: dict[str, Any] = {
@@ -67,6 +78,8 @@ class RoundRecord:
             "stages": {},
             "versions": {},
             "commit": None,
+            "started_from": None,
+            "lineage": [],
             "config": config.model_dump(mode="json"),
         }
 
@@ -118,9 +131,24 @@ class RoundRecord:
                 f"another process is at work on {self.folder}: wait for it, or give this run "
                 "another name with --name"
             ) from None
-        self._carry_on()
-        self.save()
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
+
+    def _begin(self) -> None:
+        self._carry_on()
+        begun = lineage.begin(self.run, self.lineage.round, history.read(self.run).incumbent)
+        noted = begun.model_dump(mode="json")
+        self.document |= {"started_from": noted["incumbent"], "lineage": noted["earlier"]}
+        self.lineage = begun
+        self.save()
+
+    def _look_back(self) -> None:
+        """Raises InputError when the round cannot begin."""
+        lineage.look(self.run, self.lineage.round, None)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
@@ -169,6 +197,11 @@ class RoundRecord:
             "key": result.key,
             "path": str(result.path),
             "device": manifest["device"],
+            "commit": manifest["commit"],
+        }
+        self._manifests[result.stage] = manifest
+        self.document["data"] = self.document.get("data", {}) | {
+            what: digest for what, _, digest in used_data(self._config, self._manifests)
         }
         metrics = result.metrics
         if result.stage == "preferences":

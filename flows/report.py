@@ -17,6 +17,7 @@ import yaml
 from markupsafe import Markup
 
 from flows.config import RoundConfig
+from flows.lineage import Lineage, named, used_data
 from flows.store import MANIFEST, keyed
 from labeling.tally import listed
 from labeling.wording import counted
@@ -24,7 +25,7 @@ from labeling.wording import counted
 # Metric, title, and what a reader should look for.
 CURVES = [
     ("objective/scores", "Reward", "mean score of the reward model; it should rise"),
-    ("objective/kl", "KL", "nats a response away from the initial policy; it should level off"),
+    ("objective/kl", "KL", "nats a response away from the reference; it should level off"),
     ("objective/entropy", "Entropy", "nats a token; near 0 the policy repeats itself"),
     ("policy/clipfrac", "Clip fraction", "share of tokens whose update was clipped"),
     ("val/explained_variance", "Explained variance", "how well the value predicts the returns"),
@@ -54,9 +55,13 @@ def write_report(
     preferences: Path | None = None,
     pairs: Path | None = None,
     reward: Path | None = None,
+    promotion: dict[str, Any] | None = None,
+    lineage: dict[str, Any] | None = None,
 ) -> ReportMetrics:
     """Write `out/report.html` from the entries of the stages that made the round; `labels` is in
-    the lineage of `pairs`, `answers` says in numbers how they came to be (flows/labels.py).
+    the lineage of `pairs`, `answers` says in numbers how they came to be (flows/labels.py),
+    `promotion` what the gate said (flows.history.Decision.verdict), and `lineage` what a later
+    round started from (flows.lineage.Lineage).
 
     It says nothing of times, so the same round gives the same bytes; every text of a model or a
     person is escaped by the template.
@@ -84,6 +89,7 @@ def write_report(
     )
     environment.filters["counted"] = counted
     environment.filters["listed"] = listed
+    past = Lineage.model_validate(lineage or {"round": 0})
     html = environment.get_template("report.html.jinja").render(
         config=config,
         config_yaml=yaml.safe_dump(
@@ -97,7 +103,10 @@ def write_report(
             {"title": title, "meaning": meaning, "svg": curve(rows, name)}
             for name, title, meaning in CURVES
         ],
-        figures=compared_figures(metrics["evaluate"]),
+        figures=compared_figures(metrics["evaluate"], past.incumbent is not None),
+        promotion=promotion,
+        lineage=past,
+        incumbent=named(past.incumbent),
         examples=examples,
     )
     partial = out / "report.html.partial"
@@ -106,32 +115,14 @@ def write_report(
     return ReportMetrics(bytes=len(html.encode()), examples=len(examples))
 
 
-def used_data(
-    config: RoundConfig, manifests: dict[str, dict[str, Any]]
-) -> list[tuple[str, str, str]]:
-    """What the round was made from: what it is, its name without folders, digest or commit."""
-    prompts, sft, preferences = config.prompts, config.sft, config.preferences
-    rows = [
-        ("model", config.model, *(("sft", "model") if sft else ("evaluate", "initial"))),
-        ("prompts", prompts and prompts.path, "prompts", "source"),
-        ("evaluation prompts", prompts and prompts.evaluation_path, "prompts", "evaluation"),
-        ("demonstrations for SFT", sft and sft.data, "sft", "data"),
-        ("preference pairs", preferences and preferences.data, "preferences", "data"),
-        ("rankings", "labels.parquet", "pairs", "labels"),
-        ("judge", config.evaluation.judge, "evaluate", "judge"),
-        ("reward function", config.ppo.reward_function, "ppo", "reward_function"),
-    ]
-    # A folder's name may say more of the machine than the report should; a hub name has one slash.
-    return [
-        (what, Path(name).name if Path(name).is_absolute() else name, str(digest)[:16])
-        for what, name, stage, role in rows
-        if name and (digest := manifests.get(stage, {}).get("inputs", {}).get(role))
-    ]
-
-
-def compared_figures(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of the table initial policy against aligned policy: name, before, after."""
-    initial = evaluation["initial"]
+def compared_figures(
+    evaluation: dict[str, Any], with_incumbent: bool = False
+) -> list[tuple[str, list[str]]]:
+    """Rows of the table of figures: name, and the figure of the initial policy, of the incumbent
+    where it is another, and of the aligned policy."""
+    policies = [evaluation["initial"], evaluation]
+    if with_incumbent:
+        policies.insert(1, evaluation["incumbent"])
     shown = [
         ("score of the judge", "judge", "{:.2f}"),
         ("score of the reward model", "reward", "{:.2f}"),
@@ -140,14 +131,13 @@ def compared_figures(evaluation: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("distinct completions", "distinct", "{:.1%}"),
     ]
     rows = [
-        (title, form.format(initial[name]), form.format(evaluation[name]))
+        (title, [form.format(policy[name]) for policy in policies])
         for title, name, form in shown
         if evaluation[name] is not None
     ]
-    guards = evaluation["guards"]
     return rows + [
-        (f"guard: {name}", f"{initial['guards'][name]:.3f}", f"{guards[name]:.3f}")
-        for name in sorted(guards)
+        (f"guard: {name}", [f"{policy['guards'][name]:.3f}" for policy in policies])
+        for name in sorted(evaluation["guards"])
     ]
 
 

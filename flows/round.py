@@ -20,12 +20,15 @@ from pydantic import BaseModel
 
 from flows.config import RoundConfig
 from flows.labels import FrozenLabels
+from flows.lineage import Start
 from flows.plan import needed_steps, not_used
 from flows.progress import Event, Step
 from flows.recipe import follow
 from flows.record import RoundRecord
 from flows.runner import StageResult
+from flows.servers import default_home
 from flows.stages import Stage
+from flows.store import Store
 from flows.summary import headline
 from flows.tasks import (
     Outcome,
@@ -33,6 +36,7 @@ from flows.tasks import (
     gate,
     make_stage,
     mark_killed,
+    promote,
     publish,
     reused,
     simulate,
@@ -46,6 +50,7 @@ _SYNCS: dict[str, Callable[..., Any]] = {
     "simulated": simulate,
     "gate": gate,
     "freeze": freeze,
+    "promote": promote,
     "summary": summarise,
 }
 _SAID: dict[Event, str] = {
@@ -56,11 +61,22 @@ _SAID: dict[Event, str] = {
 }
 
 
-@flow(name="rankloop-round", flow_run_name="{config.name}-000", retries=0, log_prints=False)
-def rankloop_round(config: RoundConfig) -> dict[str, Any]:
-    """One round here and now; returns what round.json holds. Finished stages are reused."""
-    steps = needed_steps(config)
-    with RoundRecord(Path.cwd() / "runs", config) as record:
+@flow(
+    name="rankloop-round",
+    flow_run_name="{config.name}-{number:03d}",
+    retries=0,
+    log_prints=False,
+)
+def rankloop_round(config: RoundConfig, number: int = 0) -> dict[str, Any]:
+    """One round here and now; returns what round.json holds. Finished stages are reused.
+
+    Args:
+        config: the run's.
+        number: which of its rounds; the first one is 0.
+    """
+    config = config.for_round(number)
+    steps = needed_steps(config, number)
+    with RoundRecord(Path.cwd() / "runs", config, number) as record:
         record.document["addresses"]["dashboard"] = runtime.flow_run.ui_url
         record.save()
         for dashboard in record.document["killed"]:
@@ -70,7 +86,8 @@ def rankloop_round(config: RoundConfig) -> dict[str, Any]:
         for line in not_used(config):
             logger.warning(line)
         make = _Maker(record, {*steps, "summary"})
-        last = follow(config, record.labels_path, make)
+        start = Start(record.lineage, Store(default_home() / "store"))
+        last = follow(config, start, record.labels_path, make)
         make.sync("summary", record.document, last)
     return record.document
 
@@ -103,14 +120,19 @@ class _Maker:
         clock = time.monotonic()
         if name == "gate":
             arguments = (*arguments, self.record.wait)
+        elif name == "promote":
+            arguments = (*arguments, self.record.run)
         with self._announced(name) as end:
             done: Outcome[Any] = _unwrap(_SYNCS[name](*arguments))
-            line, there = headline(name, vars(done.value)), reused(done.value)
+            what = done.value.output if name == "promote" else vars(done.value)
+            line, there = headline(name, what), reused(done.value)
             where = getattr(done.value, "where", "")
             if name == "publish" or (name == "gate" and where):  # it may be created anew there
                 self.record.document["addresses"]["labeling"] = where
             elif name == "freeze":
                 self.record.document["labels"] |= _labels_metrics(done.value)
+            elif name == "promote":
+                self.record.document["promotion"] = what
             self.record.add_sync(name, time.monotonic() - clock, there, line, where)
             end(there, line)
         return done

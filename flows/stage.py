@@ -107,13 +107,17 @@ def _locked(path: Path) -> Any:
 
 
 def _load(reference: str, job: dict[str, Any]) -> tuple[Callable[..., Any], BaseModel, dict]:
-    """The function, its config in the type that it asks for, and its inputs as str or Path."""
+    """The function, its config in the type that it asks for, and its inputs as str, Path, list of
+    Path, or what JSON can say."""
     module, _, name = reference.partition(":")
     function = getattr(importlib.import_module(module), name)
     hints = typing.get_type_hints(function)
     config = hints["config"].model_validate(job["config"])
-    inputs = {}
+    inputs: dict[str, Any] = {}
     for name, value in job["inputs"].items():
+        if isinstance(value, list):
+            inputs[name] = [Path(item) for item in value]
+            continue
         wants_path = Path in (hints[name], *typing.get_args(hints[name]))
         inputs[name] = Path(value) if wants_path else value
     return function, config, inputs

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# path: a file or folder. entry: a whole entry of the store, manifest included. model, dataset: a
-# path or a hub name. function: module_or_file:function; functions: those by name.
-Kind = Literal["path", "entry", "model", "dataset", "function", "functions"]
+# path: a file or folder; paths: a list of them. entry: a whole entry of the store, manifest
+# included. model, dataset: a path or a hub name. function: module_or_file:function; functions:
+# those by name. value: what JSON can say, taken as it is.
+Kind = Literal["path", "paths", "entry", "model", "dataset", "function", "functions", "value"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ SFT = Stage("sft", "ppo.sft:train_sft", {"model": "model", "data": "dataset"}, "
 COMPLETIONS = Stage(
     "completions",
     "ppo.generation:sample_completions",
-    {"policy": "model", "prompts": "path"},
+    {"policy": "model", "prompts": "path", "earlier": "paths"},
     "completions.parquet",
     version=4,
 )
@@ -62,7 +63,13 @@ PAIRS = Stage(
 REWARD = Stage(
     "reward",
     "reward.train:train_reward_model",
-    {"policy": "model", "pairs": "path", "completions": "path"},
+    {
+        "policy": "model",
+        "pairs": "path",
+        "completions": "path",
+        "earlier": "paths",
+        "start": "path",
+    },
     "reward_model",
     version=3,
 )
@@ -75,6 +82,7 @@ PPO = Stage(
         "reward_model": "path",
         "reward_function": "function",
         "demonstrations": "dataset",
+        "reference": "model",
     },
     "policy",
     version=4,
@@ -86,6 +94,7 @@ EVALUATE = Stage(
     {
         "initial": "model",
         "candidate": "model",
+        "incumbent": "model",
         "prompts": "path",
         "reward_model": "path",
         "judge": "function",
@@ -107,6 +116,8 @@ REPORT = Stage(
         "reward": "entry",
         "ppo": "entry",
         "evaluation": "entry",
+        "promotion": "value",
+        "lineage": "value",
     },
     "report.html",
     version=4,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from flows import history, lineage
+from flows.config import project_title
 from labeling import tally
 from labeling.errors import InputError
 
@@ -29,16 +32,35 @@ def describe_rounds(runs: Path, connect: Connect = lambda: None) -> list[str]:
     server to look at now; without one, what was seen last is told, and when that was.
     """
     lines = []
-    for path in sorted(runs.glob("*/rounds/*/round.json")):
-        try:
-            document = json.loads(path.read_text())
-            is_at_work = _is_locked(path.parent)
-            name = f"{document['name']} round {document['round']}"
-            state, *more = _state(document, is_at_work, lambda: _look(path, document, connect))  # noqa: B023 - called here
-            lines += [f"{name}: {state}", *(f"  {line}" for line in more)]
-        except (OSError, ValueError, KeyError, TypeError) as trouble:
-            lines.append(f"{path} cannot be read ({type(trouble).__name__})")
+    for run in sorted({path.parent.parent.parent for path in runs.glob("*/rounds/*/round.json")}):
+        for path in sorted(run.glob("rounds/*/round.json")):
+            lines += _describe(path, connect)
+        lines += _incumbent(run)
     return lines
+
+
+def _describe(path: Path, connect: Connect) -> list[str]:
+    try:
+        document = json.loads(path.read_text())
+        name = f"{document['name']} round {document['round']}"
+        look = partial(_look, path, document, connect)
+        state, *more = _state(document, _is_locked(path.parent), look)
+        return [f"{name}: {state}", *(f"  {line}" for line in more)]
+    except (OSError, ValueError, KeyError, TypeError) as trouble:
+        return [f"{path} cannot be read ({type(trouble).__name__})"]
+
+
+def _incumbent(run: Path) -> list[str]:
+    """`demo: round 1's policy is promoted (by the gate)`; nothing before the first decision."""
+    try:
+        known = history.read(run)
+    except InputError as error:
+        return [str(error)]
+    if not known.decisions:
+        return []
+    last = next((d for d in reversed(known.decisions) if d.what != "refused"), None)
+    how = f" ({last.what} by {'the gate' if last.by == 'gate' else 'hand'})" if last else ""
+    return [f"{run.name}: {lineage.named(known.incumbent)} is promoted{how}"]
 
 
 def label_studio(home: Path) -> LabelStudio | None:
@@ -59,7 +81,9 @@ def _state(
     """`complete`; `running 'reward'`; `waits for people` with what there is."""
     status, step, waiting = document["status"], document.get("step"), document.get("waiting")
     if status == "complete":
-        stop = document.get("stopped_after")
+        stop, gate = document.get("stopped_after"), document.get("promotion")
+        if gate is not None:
+            return [f"{status}, {gate['what']}: {gate['reason']}"]
         return [f"complete, up to {stop} as configured" if stop else status]
     if status == "running" and not is_at_work:
         status = "killed"  # it had no time to write it down
@@ -85,8 +109,9 @@ def _look(path: Path, document: dict[str, Any], connect: Connect) -> dict[str, A
         from flows import labels  # noqa: PLC0415 - loads the SDK
         from labeling.config import Labeling  # noqa: PLC0415
 
+        title = project_title(document["name"], document["round"])
         config = Labeling.model_validate(document["config"]["labeling"])
-        return labels.stands_now(server, document["name"], config, path.parent).document()
+        return labels.stands_now(server, title, config, path.parent).document()
     except (ConnectionError, InputError) as error:
         logger.warning("%s", error)
         return None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import BaseModel
 
 from labeling.durable import put_in_place, sync
@@ -128,6 +129,13 @@ class Store:
         put_in_place(partial, path)
         return Entry(path, complete)
 
+    def discard(self, entry: Path) -> None:
+        """Put a damaged entry aside, so that the next run makes it anew."""
+        discarded = self._discarded_path(entry.parent.name, entry.name)
+        with FileLock(self.lock_path(entry.parent.name, entry.name)):
+            shutil.rmtree(discarded, ignore_errors=True)
+            os.replace(entry, discarded)
+
     def digest(self, path: Path) -> str:
         """Digest of a file's or a folder's content.
 
@@ -164,7 +172,7 @@ class Store:
         manifest = entry.manifest
         outputs = {name: o["sha256"] for name, o in manifest["outputs"].items()}
         known = [manifest["key"], manifest.get("version"), manifest["metrics"], outputs]
-        return _sha256_of_json(known)
+        return digest_of_json(known)
 
     def _recorded(self, path: Path) -> str | None:
         if not path.is_relative_to(self.folder):
@@ -191,7 +199,7 @@ def make_key(stage: str, version: int, config: BaseModel, inputs: Mapping[str, A
     if getattr(config, "dtype", None) == "auto" and hasattr(config, "device"):
         # The device itself changes nothing that matters, but the precision that goes with it does.
         known["dtype_of"] = kind_of_device(config.device)
-    return _sha256_of_json(known | {"inputs": inputs})[:24]
+    return digest_of_json(known | {"inputs": inputs})[:24]
 
 
 def kind_of_device(device: str) -> str:
@@ -303,9 +311,10 @@ def finite(value: Any) -> Any:
 
 
 def _digest_of(digests: Mapping[str, str]) -> str:
-    return _sha256_of_json(dict(sorted(digests.items())))
+    return digest_of_json(dict(sorted(digests.items())))
 
 
-def _sha256_of_json(value: Any) -> str:
+def digest_of_json(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -27,6 +27,7 @@ _HEADLINES = {
     "pairs": "{pairs:pair} of {rankings:ranking}",
     "reward": "held-out accuracy {held_out_accuracy:.3f}",
     "ppo": "score {first_score:.2f} → {last_score:.2f}, KL {kl:.2f}",
+    "promote": "{what}: {reason}",
     "report": "",
     "summary": "table and plot on the dashboard",
 }
@@ -36,7 +37,10 @@ def headline(step: str, metrics: Mapping[str, Any]) -> str:
     """A step's result in one short line."""
     if step == "evaluate":
         low, high = metrics["win_rate_interval"]
-        return f"win rate {metrics['win_rate']:.3f} [{low:.3f}, {high:.3f}], KL {metrics['kl']:.2f}"
+        said = f"win rate {metrics['win_rate']:.3f} [{low:.3f}, {high:.3f}], KL {metrics['kl']:.2f}"
+        if metrics["incumbent"] != metrics["initial"]:
+            said += f"; {metrics['win_rate_vs_incumbent']:.3f} over the incumbent"
+        return said
     return _HEADLINES[step].format_map({name: _Counted(m) for name, m in metrics.items()})
 
 
@@ -91,6 +95,7 @@ def summary_markdown(document: Mapping[str, Any]) -> str:
             f"**{evaluation['win_rate']:.1%}** of comparisons (interval {low:.1%} to {high:.1%}), "
             f"at a KL of {evaluation['kl']:.2f} nats.",
             "",
+            *_against_incumbent(document),
             *(f"- {name}: {value:.3f}" for name, value in evaluation["guards"].items()),
         ]
     else:
@@ -113,6 +118,21 @@ def summary_markdown(document: Mapping[str, Any]) -> str:
         plot = base64.b64encode(curves(Path(made["ppo"]["path"]) / "metrics.jsonl"))
         lines += ["", f"![PPO curves](data:image/png;base64,{plot.decode()})"]
     return "\n".join(lines)
+
+
+def _against_incumbent(document: Mapping[str, Any]) -> list[str]:
+    evaluation, origin = document["evaluation"], document.get("started_from")
+    lines = []
+    if origin:
+        low, high = evaluation["win_rate_vs_incumbent_interval"]
+        lines += [
+            f"Over round {origin['round']}'s policy, from which it started: "
+            f"**{evaluation['win_rate_vs_incumbent']:.1%}** (interval {low:.1%} to {high:.1%}).",
+            "",
+        ]
+    if gate := document.get("promotion"):
+        lines += [f"**{gate['what'].capitalize()}**: {gate['reason']}.", ""]
+    return lines
 
 
 def curves(metrics_file: Path) -> bytes:

@@ -31,10 +31,14 @@ from pydantic import BaseModel
 from flows import labels, servers
 from flows.config import RoundConfig
 from flows.gate import wait_for_rankings
+from flows.history import FILE, policy_of
 from flows.labels import FrozenLabels, Published
+from flows.lineage import Lineage
 from flows.progress import LOGGERS
+from flows.promotion import Candidate, ask_gate
 from flows.runner import Line, StageError, StageResult, run_stage
 from flows.stages import Kind, Stage
+from flows.store import Store
 from flows.summary import step_rows, summary_markdown, tally_rows
 from labeling.label_studio import LabelStudio
 from labeling.tally import Tally, describe
@@ -70,6 +74,15 @@ class Summary:
     """Nothing but the dashboard holds the result."""
 
 
+@dataclass(frozen=True)
+class Promoted:
+    """What the gate said (history.Decision.verdict), and where it is written."""
+
+    output: dict[str, Any]
+    where: str
+    reused: bool
+
+
 class Outcome(Generic[T]):
     """A step's result, as tasks hand it on. Prefect looks into dataclasses and dicts, and would
     draw an arrow for each field; this it takes for one thing."""
@@ -90,16 +103,16 @@ def make_stage(stage: Stage, config: BaseModel, inputs: dict[str, Any]) -> Answe
 
 @task(task_run_name="publish", **_RETRIES)
 def publish(
-    config: RoundConfig, completions: Outcome[StageResult], frozen: Path
+    config: RoundConfig, title: str, completions: Outcome[StageResult], frozen: Path
 ) -> Answer[Published]:
-    """The completions as tasks in Label Studio; refuses before anything is published when the
-    labels frozen earlier are of other completions."""
+    """The completions as tasks in the Label Studio project of that title; refuses before anything
+    is published when the labels frozen earlier are of other completions."""
     file = completions.value.output
     known = labels.find_frozen(frozen, file)
     return _answer(
         labels.publish(
             _label_studio(),
-            config.name,
+            title,
             config.labeling,
             file,
             frozen.parent,
@@ -152,6 +165,22 @@ def freeze(
     snapshot = opened.value.snapshot
     assert snapshot is not None  # without frozen labels the gate has looked
     return _answer(labels.freeze(published.value, snapshot, path))
+
+
+@task(task_run_name="promotion", **_RETRIES)
+def promote(
+    config: RoundConfig,
+    lineage: Lineage,
+    aligned: Outcome[StageResult],
+    evaluation: Outcome[StageResult],
+    run: Path,
+) -> Answer[Promoted]:
+    """The gate's decision on the round's policy, which is taken once."""
+    store = Store(servers.default_home() / "store")
+    policy = policy_of(store, lineage.round, aligned.value.key)
+    candidate = Candidate(policy, lineage.incumbent, evaluation.value.metrics)
+    decision, was_there = ask_gate(run, store, candidate, config.promotion)
+    return _answer(Promoted(decision.verdict, str(run / FILE), was_there))
 
 
 @task(task_run_name="summary", **_RETRIES)

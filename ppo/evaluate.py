@@ -1,4 +1,5 @@
-"""The candidate against the initial policy on the evaluation prompts, which PPO never sees."""
+"""The candidate against the initial policy, and against the incumbent where that is another, on the
+evaluation prompts, which PPO never sees."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from transformers import PreTrainedModel
 
 from labeling.comparison import Comparison, verdict, wilson_interval, win_rate
 from labeling.errors import InputError
@@ -43,7 +45,11 @@ class PolicyFigures:
 
 @dataclass(frozen=True)
 class EvaluationMetrics:
-    """The candidate's figures at the top, the initial policy's under `initial`."""
+    """The candidate's figures at the top, those of the others under `initial` and `incumbent`.
+
+    `win_rate` and `kl` are against the initial policy, `win_rate_vs_incumbent` and
+    `kl_vs_incumbent` against the incumbent: the same where the initial policy is the incumbent.
+    """
 
     win_rate: float
     win_rate_interval: tuple[float, float]
@@ -60,6 +66,10 @@ class EvaluationMetrics:
     distinct: float
     guards: dict[str, float]
     initial: PolicyFigures
+    win_rate_vs_incumbent: float
+    win_rate_vs_incumbent_interval: tuple[float, float]
+    kl_vs_incumbent: float
+    incumbent: PolicyFigures
 
 
 def evaluate_policy(
@@ -71,14 +81,16 @@ def evaluate_policy(
     reward_model: Path | None = None,
     judge: str | None = None,
     guards: Mapping[str, str] | None = None,
+    incumbent: str | None = None,
 ) -> EvaluationMetrics:
     """One completion a prompt from each policy, compared by the judge.
 
     Writes `out/evaluation.json`, `out/comparisons.parquet` (a = candidate, b = initial policy) and
-    `out/examples.json`.
+    `out/examples.json`; with an `incumbent` also `out/comparisons_vs_incumbent.parquet`.
 
     Args:
         initial, candidate: policies; folders or `name@commit`. They share a tokenizer.
+        incumbent: the policy that is promoted now; without it, the initial one.
         prompts: `prompts.parquet`; its evaluation split is used.
         reward_model: judges when `judge` is not given; else only reported.
         judge: `module_or_file:function`.
@@ -97,46 +109,34 @@ def evaluate_policy(
     model = load_policy(initial).to(device)  # type: ignore[arg-type]
     chosen = choose(read_prompts(prompts, "evaluation"), config.prompts, config.seed)
     chosen, ids = encode_prompts(tokenizer, chosen, model, config.max_new_tokens)
-    before = Sampler.of(model, tokenizer, config, dtype).draw_all(
-        ids, config.seed, config.batch_size, "initial policy"
-    )
-    after_model = load_policy(candidate).to(device)  # type: ignore[arg-type]
-    after = Sampler.of(after_model, tokenizer, config, dtype).draw_all(
-        ids, config.seed, config.batch_size, "candidate"
-    )
-    kl = mean_kl(after_model, model, ids, after, dtype)
-    rewards: tuple[list[float], list[float]] | None = None
-    if reward_model is not None:
-        scorer = RewardModel.load(reward_model, device, dtype)
-        rewards = (
-            scorer.scores(chosen, [r.completion for r in before]),
-            scorer.scores(chosen, [r.completion for r in after]),
-        )
-    judged = (
-        (_apply(judging, chosen, before), _apply(judging, chosen, after))
-        if judging is not None
-        else rewards
-    )
-    assert judged is not None  # one of judge and reward_model is there
-    figures = [
-        PolicyFigures(
-            judge=_mean(judged[side]),
-            reward=None if rewards is None else _mean(rewards[side]),
-            tokens=_mean([len(r.tokens) for r in drawn]),
-            finished=_mean([r.completion.finished for r in drawn]),
-            distinct=len({r.completion.text for r in drawn}) / len(drawn),
-            guards={n: _mean(_apply(guard, chosen, drawn)) for n, guard in guarding.items()},
-        )
-        for side, drawn in enumerate((before, after))
-    ]
-    comparisons = [
-        Comparison(p.key, a.completion.text, b.completion.text, verdict(score_a, score_b))
-        for p, a, b, score_a, score_b in zip(
-            chosen, after, before, judged[1], judged[0], strict=True
-        )
-    ]
+
+    def draw(policy: PreTrainedModel, what: str) -> list[Response]:
+        sampler = Sampler.of(policy, tokenizer, config, dtype)
+        return sampler.draw_all(ids, config.seed, config.batch_size, what)
+
+    before = draw(model, "initial policy")
+    candidate_model = load_policy(candidate).to(device)  # type: ignore[arg-type]
+    after = draw(candidate_model, "candidate")
+    kl = kl_vs_incumbent = mean_kl(candidate_model, model, ids, after, dtype)
+    between = before
+    if incumbent is not None:
+        del model  # two policies are in memory at once, never three
+        model = load_policy(incumbent).to(device)  # type: ignore[arg-type]
+        between = draw(model, "incumbent")
+        kl_vs_incumbent = mean_kl(candidate_model, model, ids, after, dtype)
+    scorer = None if reward_model is None else RewardModel.load(reward_model, device, dtype)
+    measure = _Measure(chosen, judging, scorer, guarding)
+    ours, theirs = measure.of(after), measure.of(before)
+    incumbents = theirs if incumbent is None else measure.of(between)
+    comparisons = _compare(chosen, (after, ours.judged), (before, theirs.judged))
     verdicts = [c.verdict for c in comparisons]
-    rate = win_rate(verdicts)
+    rate = rate_vs_incumbent = win_rate(verdicts)
+    write_table(pa.Table.from_pylist([asdict(c) for c in comparisons]), out / "comparisons.parquet")
+    if incumbent is not None:
+        rows = _compare(chosen, (after, ours.judged), (between, incumbents.judged))
+        rate_vs_incumbent = win_rate([row.verdict for row in rows])
+        table = pa.Table.from_pylist([asdict(row) for row in rows])
+        write_table(table, out / "comparisons_vs_incumbent.parquet")
     metrics = EvaluationMetrics(
         win_rate=rate,
         win_rate_interval=wilson_interval(rate, len(verdicts), config.confidence),
@@ -146,10 +146,15 @@ def evaluate_policy(
         prompts=len(verdicts),
         kl=kl,
         judged_by="the reward model" if judge is None else f"{Path(judge).name}",
-        initial=figures[0],
-        **asdict(figures[1]),
+        initial=theirs.figures,
+        win_rate_vs_incumbent=rate_vs_incumbent,
+        win_rate_vs_incumbent_interval=wilson_interval(
+            rate_vs_incumbent, len(verdicts), config.confidence
+        ),
+        kl_vs_incumbent=kl_vs_incumbent,
+        incumbent=incumbents.figures,
+        **asdict(ours.figures),
     )
-    write_table(pa.Table.from_pylist([asdict(c) for c in comparisons]), out / "comparisons.parquet")
     _write_json(asdict(metrics), out / "evaluation.json")
     _write_json(
         [
@@ -157,15 +162,66 @@ def evaluate_policy(
                 "prompt": p.readable,
                 "before": b.completion.text,
                 "after": a.completion.text,
-                "judge_before": judged[0][i],
-                "judge_after": judged[1][i],
+                "judge_before": theirs.judged[i],
+                "judge_after": ours.judged[i],
             }
             for i, (p, b, a) in enumerate(zip(chosen, before, after, strict=True))
         ][: config.examples],
         out / "examples.json",
     )
     logger.info("win rate %.3f over the initial policy, KL %.2f", rate, kl)
+    if incumbent is not None:
+        logger.info("win rate %.3f over the incumbent, KL %.2f", rate_vs_incumbent, kl_vs_incumbent)
     return metrics
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one policy's responses are worth: each one's score by the judge, and all in figures."""
+
+    judged: list[float]
+    figures: PolicyFigures
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """What measures responses to the prompts. Without `judging` the reward model judges."""
+
+    prompts: Sequence[Prompt]
+    judging: ScoreFunction | None
+    scorer: RewardModel | None
+    guarding: Mapping[str, ScoreFunction]
+
+    def of(self, drawn: Sequence[Response]) -> _Measured:
+        rewards = None
+        if self.scorer is not None:
+            rewards = self.scorer.scores(self.prompts, [r.completion for r in drawn])
+        judged = rewards if self.judging is None else self._apply(self.judging, drawn)
+        assert judged is not None  # one of judge and reward model is there
+        figures = PolicyFigures(
+            judge=_mean(judged),
+            reward=None if rewards is None else _mean(rewards),
+            tokens=_mean([len(r.tokens) for r in drawn]),
+            finished=_mean([r.completion.finished for r in drawn]),
+            distinct=len({r.completion.text for r in drawn}) / len(drawn),
+            guards={n: _mean(self._apply(guard, drawn)) for n, guard in self.guarding.items()},
+        )
+        return _Measured(judged, figures)
+
+    def _apply(self, function: ScoreFunction, drawn: Sequence[Response]) -> list[float]:
+        return function([p.readable for p in self.prompts], [r.completion.text for r in drawn])
+
+
+def _compare(
+    prompts: Sequence[Prompt],
+    ours: tuple[Sequence[Response], Sequence[float]],
+    theirs: tuple[Sequence[Response], Sequence[float]],
+) -> list[Comparison]:
+    """Responses and their scores, prompt by prompt."""
+    return [
+        Comparison(p.key, a.completion.text, b.completion.text, verdict(score_a, score_b))
+        for p, a, score_a, b, score_b in zip(prompts, *ours, *theirs, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -192,12 +248,6 @@ def mean_kl(
         )
         total += (ours - theirs).sum().item()
     return total / len(responses)
-
-
-def _apply(
-    function: ScoreFunction, prompts: Sequence[Prompt], responses: Sequence[Response]
-) -> list[float]:
-    return function([p.readable for p in prompts], [r.completion.text for r in responses])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from labeling.errors import InputError
-from labeling.records import Candidates, Completion, Prompt, read_prompts, write_candidates
+from labeling.records import (
+    Candidates,
+    Completion,
+    Prompt,
+    read_candidates,
+    read_prompts,
+    write_candidates,
+)
 from ppo.config import Generation, Sampling
 from ppo.decoding import Decoder, Drawn
 from ppo.order import counter_seed
@@ -134,20 +142,35 @@ def encode_prompts(
     return [p for p, _ in kept], [ids for _, ids in kept]
 
 
-def choose(items: list[Prompt], count: int | None, seed: int) -> list[Prompt]:
-    """`count` prompts chosen by the seed, in file order; all when there are no more."""
+def choose(
+    items: list[Prompt], count: int | None, seed: int, seen: Mapping[str, int] | None = None
+) -> list[Prompt]:
+    """`count` prompts chosen by the seed, in file order; all when there are no more. `seen` says by
+    their keys how often prompts were taken before: those that were taken least often come first."""
     if count is None or count >= len(items):
         return items
     generator = torch.Generator().manual_seed(counter_seed(seed, "choose"))
-    index = torch.randperm(len(items), generator=generator)[:count].sort().values
-    return [items[i] for i in index.tolist()]
+    order = torch.randperm(len(items), generator=generator).tolist()
+    if seen:
+        order.sort(key=lambda i: seen.get(items[i].key, 0))  # stable: the seed decides among equals
+    return [items[i] for i in sorted(order[:count])]
 
 
-def sample_completions(config: Sampling, policy: str, prompts: Path, out: Path) -> SamplingMetrics:
+def sample_completions(
+    config: Sampling,
+    policy: str,
+    prompts: Path,
+    out: Path,
+    earlier: Sequence[Path] = (),
+) -> SamplingMetrics:
     """K completions for each training prompt → `out/completions.parquet`.
 
     Completions that equal another of the same prompt are drawn again, `distinct_tries` times;
     prompts that still have fewer than two distinct ones are left out, since nobody can rank them.
+
+    Args:
+        earlier: the completions of earlier rounds; their prompts are taken again only when there
+            are no others.
 
     Raises:
         InputError: the policy cannot be loaded, its chat template refuses a prompt (of either
@@ -160,7 +183,10 @@ def sample_completions(config: Sampling, policy: str, prompts: Path, out: Path) 
     for prompt in read_prompts(prompts):
         if prompt.messages is not None:  # PPO and evaluation come to the others hours later
             apply_template(tokenizer, prompt.messages, tokenize=False)
-    chosen = choose(read_prompts(prompts, "train"), config.prompts, config.seed)
+    seen = Counter(task.prompt.key for file in earlier for task in read_candidates(file))
+    chosen = choose(read_prompts(prompts, "train"), config.prompts, config.seed, seen)
+    if repeated := sum(prompt.key in seen for prompt in chosen):
+        logger.info("%d of %d prompts were sampled for in earlier rounds", repeated, len(chosen))
     chosen, ids = encode_prompts(tokenizer, chosen, model, config.max_new_tokens)
     k = config.completions_per_prompt
     owners = [i for i in range(len(chosen)) for _ in range(k)]

@@ -69,9 +69,10 @@ def train_ppo(
     reward_model: Path | None = None,
     reward_function: str | None = None,
     demonstrations: str | None = None,
+    reference: str | None = None,
 ) -> PPOMetrics:
     """Optimise the policy against the reward model, a user's function, or both, with a KL penalty
-    to where it started. Writes `out/policy/`, and `out/value.safetensors` with the value head and
+    to the reference. Writes `out/policy/`, and `out/value.safetensors` with the value head and
     what the critic has of its own. `out/metrics.jsonl` has a row an iteration in TRL's names,
     `out/timings.jsonl` seconds and tokens a second, `out/samples.jsonl` a few responses,
     `out/tensorboard/` all of them.
@@ -80,16 +81,18 @@ def train_ppo(
     the same bytes (on a CPU with as many threads), timings excepted.
 
     Args:
-        policy: the initial policy, which is the reference too; a folder or `name@commit`.
+        policy: where the policy starts; a folder or `name@commit`.
         prompts: `prompts.parquet`; its training split is used.
         reward_model: what reward.train wrote.
         reward_function: `module_or_file:function` in its place, or beside it (see
             `config.reward_function_weight`).
         demonstrations: what SFT learned from; needed when `config.sft_coef` > 0.
+        reference: what the KL is measured from, of the same tokens; without it, `policy`.
 
     Raises:
         InputError: neither reward is given, the SFT term has no demonstrations, something cannot
-            be loaded, the checkpoints in `out` are of another run, or the loss diverged.
+            be loaded, the reference reads other tokens, the checkpoints in `out` are of another
+            run, or the loss diverged.
     """
     device, dtype = place(config)
     judge = None if reward_model is None else RewardModel.load(reward_model, device, dtype)
@@ -100,9 +103,10 @@ def train_ppo(
     texts, tokens = encode_prompts(
         tokenizer, read_prompts(prompts, "train"), model, config.max_new_tokens
     )
-    reference = copy.deepcopy(model).to(device).requires_grad_(False)  # type: ignore[arg-type]
+    anchor = copy.deepcopy(model) if reference is None else _reference(reference, tokenizer)
+    anchor = anchor.to(device).requires_grad_(False)  # type: ignore[arg-type]
     actor = _actor(config, model, judge, tokenizer).to(device)
-    engine = Engine.of(actor, reference, dtype)
+    engine = Engine.of(actor, anchor, dtype)
     decoder = Decoder(
         model,
         stop_tokens(model, tokenizer),
@@ -113,6 +117,8 @@ def train_ppo(
     task = Task(config, texts, tokens, Sampler(decoder, tokenizer), score, imitation)
     state = State.fresh(actor, config)
     models = [model] if judge is None else [model, judge.model]
+    if reference is not None:
+        models.append(anchor)
     read: list[object] = [tokens, judge and judge.normalization, imitation and imitation.examples]
     if reward_function is not None:
         module, name = split_reference(reward_function)
@@ -150,6 +156,15 @@ def _metrics(rows: Sequence[dict[str, float]], config: PPO) -> PPOMetrics:
         clip_fraction=last["policy/clipfrac"],
         explained_variance=last["val/explained_variance"],
     )
+
+
+def _reference(reference: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    if load_tokenizer(reference).get_vocab() != tokenizer.get_vocab():
+        raise InputError(
+            f"the reference {reference} has another vocabulary than the policy: there is no KL "
+            "between them; take one that the policy came from"
+        )
+    return load_policy(reference)
 
 
 def _actor(

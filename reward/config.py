@@ -57,5 +57,15 @@ class RewardTraining(Compute, frozen=True, extra="forbid"):
         0.01, ge=0, description="Weight of (r_chosen + r_rejected)², which keeps rewards near 0."
     )
     held_out_fraction: float = Field(
-        0.1, gt=0, lt=1, description="Share of the prompts whose pairs only measure accuracy."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of the prompts whose pairs only measure accuracy, in every round.",
+    )
+    earlier_share: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="In later rounds: the largest share of the training pairs that are of earlier "
+        "rounds, chosen by the seed. Without it all of them are learned again with the new ones.",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, PrinterCallback
+from transformers import PrinterCallback
 from trl import RewardConfig, RewardTrainer
 
 from labeling.errors import InputError
@@ -20,7 +19,7 @@ from labeling.records import Completion, PreferencePair, Prompt, read_candidates
 from labeling.wording import counted
 from reward.compute import LogProgress, place, trainer_arguments
 from reward.config import RewardTraining
-from reward.encoding import completion_ids, prompt_ids
+from reward.mix import encode_pairs, share_of, split_by_prompt
 from reward.model import Normalization, RewardModel, from_policy
 
 logger = logging.getLogger(__name__)
@@ -40,19 +39,36 @@ class RewardMetrics:
     loss: float
     reference_mean: float
     reference_std: float
+    # In later rounds: how many training pairs are of earlier rounds, the accuracy on the held-out
+    # pairs of those, and that of the earlier reward model on the held-out pairs of this round.
+    earlier_pairs: int = 0
+    earlier_accuracy: float | None = None
+    accuracy_before: float | None = None
 
 
 def train_reward_model(
-    config: RewardTraining, policy: str, pairs: Path, out: Path, completions: Path | None = None
+    config: RewardTraining,
+    policy: str,
+    pairs: Path,
+    out: Path,
+    completions: Path | None = None,
+    earlier: Sequence[Path] = (),
+    start: Path | None = None,
 ) -> RewardMetrics:
     """Train on the pairs of most prompts, measure on the others, normalise, and write
     `out/reward_model/`.
+
+    A later round goes on with the reward model of an earlier one, and learns from the pairs of all
+    rounds: the new ones and a share of the earlier ones (`config.earlier_share`). A prompt that is
+    held out in one round is held out in all.
 
     Args:
         policy: the model whose trunk the reward model starts from; a folder or `name@commit`.
         pairs: preference pairs in TRL's columns (Parquet).
         completions: the reference completions, on which scores are normalised to mean 0 and
             standard deviation 1; without them, the texts of the pairs.
+        earlier: the pairs of earlier rounds.
+        start: the reward model to go on with, in place of a new head on the policy's trunk.
 
     Raises:
         InputError: there are too few pairs or prompts, or the model cannot be loaded.
@@ -64,11 +80,15 @@ def train_reward_model(
             f"reward.batch_size {config.batch_size} is no multiple of reward.micro_batch_size "
             f"{micro}"
         )
-    model, tokenizer = from_policy(policy, config.seed)
+    before = None if start is None else RewardModel.load(start, device, dtype)
+    if before is None:
+        model, tokenizer = from_policy(policy, config.seed)
+    else:
+        model, tokenizer = before.model, before.tokenizer
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     limit = min(config.max_length, context or config.max_length)
     given = read_pairs(pairs)
-    encoded = [(p, row) for p in given if (row := encode_pair(tokenizer, p, limit))]
+    encoded = encode_pairs(tokenizer, given, limit)
     too_long = len(given) - len(encoded)
     if not encoded:
         raise InputError(
@@ -77,12 +97,23 @@ def train_reward_model(
         )
     if too_long:
         logger.warning("%s of more than %d tokens left out", counted(too_long, "pair"), limit)
-    train, held_out = split_by_prompt(
-        [p for p, _ in encoded], config.held_out_fraction, config.seed
-    )
-    kept = {p.prompt.key for p in train}
-    rows = [row for p, row in encoded if p.prompt.key in kept]
-    decided = [p for p in train if not p.tie]
+    rounds = [*(encode_pairs(tokenizer, read_pairs(file), limit) for file in earlier), encoded]
+    new, old = split_by_prompt(rounds, config.held_out_fraction, config.seed)
+    share = config.earlier_share if new.train else None
+    replayed = share_of(old.train, len(new.train), share, config.seed)
+    if earlier:
+        logger.info(
+            "learning from %s of this round and %d of %d of earlier rounds",
+            counted(len(new.train), "pair"),
+            len(replayed),
+            len(old.train),
+        )
+    # Few prompts, all of them learned before: then those of earlier rounds have to tell.
+    held_out = [e.pair for e in new.held_out or old.held_out]
+    accuracy_before = None if before is None else accuracy(before, held_out)
+    learned = [*new.train, *replayed]
+    rows = [e.row for e in learned]
+    decided = [e.pair for e in learned if not e.pair.tie]
     steps = max(1, round(config.epochs * len(rows) / config.batch_size))
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         trainer = RewardTrainer(
@@ -114,12 +145,14 @@ def train_reward_model(
     reference = (
         [(c.prompt, answer) for c in read_candidates(completions) for answer in c.completions]
         if completions
-        else [(p.prompt, answer) for p, _ in encoded for answer in (p.chosen, p.rejected)]
+        else [(e.pair.prompt, side) for e in encoded for side in (e.pair.chosen, e.pair.rejected)]
     )
     reward_model.normalization = normalization_on(reward_model, reference)
     folder = out / "reward_model"
     folder.mkdir()
     reward_model.save(folder)
+    old_held_out = [e.pair for e in old.held_out]
+    earlier_accuracy = accuracy(reward_model, old_held_out) if old_held_out else None
     metrics = RewardMetrics(
         held_out_accuracy=accuracy(reward_model, held_out),
         train_accuracy=accuracy(reward_model, decided[: len(held_out) * 2]),
@@ -130,47 +163,13 @@ def train_reward_model(
         loss=result.training_loss,
         reference_mean=reward_model.normalization.mean,
         reference_std=reward_model.normalization.std,
+        earlier_pairs=len(replayed),
+        earlier_accuracy=earlier_accuracy,
+        accuracy_before=accuracy_before,
     )
     on = counted(len(held_out), "pair")
     logger.info("held-out accuracy %.3f on %s", metrics.held_out_accuracy, on)
     return metrics
-
-
-def split_by_prompt(
-    pairs: Sequence[PreferencePair], held_out_fraction: float, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Training pairs and held-out pairs; all pairs of a prompt fall on one side. Ties measure no
-    accuracy: prompts that hold nothing else stay in training, and held-out ones are left out.
-
-    Raises:
-        InputError: fewer than two prompts with a preference.
-    """
-    prompts = sorted({pair.prompt.key for pair in pairs if not pair.tie})
-    if len(prompts) < 2:
-        raise InputError(
-            f"the pairs are of {len(prompts)} prompt; at least 2 are needed, one to train on and "
-            "one to measure accuracy"
-        )
-    random.Random(f"held-out-{seed}").shuffle(prompts)
-    count = min(max(1, round(len(prompts) * held_out_fraction)), len(prompts) - 1)
-    held_out = set(prompts[:count])
-    return (
-        [p for p in pairs if p.prompt.key not in held_out],
-        [p for p in pairs if p.prompt.key in held_out and not p.tie],
-    )
-
-
-def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, max_length: int
-) -> dict[str, object] | None:
-    """RewardTrainer's tokenised columns, or None when a side is longer than `max_length`. Made
-    here rather than by the trainer, so that training and scoring see the same tokens."""
-    prompt = prompt_ids(tokenizer, pair.prompt)
-    chosen = prompt + completion_ids(tokenizer, pair.prompt, pair.chosen)
-    rejected = prompt + completion_ids(tokenizer, pair.prompt, pair.rejected)
-    if max(len(chosen), len(rejected)) > max_length:
-        return None
-    return {"chosen_ids": chosen, "rejected_ids": rejected, "margin": pair.margin}
 
 
 def accuracy(model: RewardModel, pairs: Sequence[PreferencePair]) -> float:

@@ -54,8 +54,11 @@ class Project:
     prefect: str
 
     def start(self, *flags: str) -> subprocess.Popen[str]:
+        return self.command("run", "config.yaml", *flags)
+
+    def command(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            (sys.executable, "-m", "flows.cli", "run", "config.yaml", *flags),
+            (sys.executable, "-m", "flows.cli", *arguments),
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -77,11 +80,11 @@ class Project:
             process.kill()
         return process.returncode, out, err
 
-    def round_folder(self, name: str = "mini") -> Path:
-        return self.folder / "runs" / name / "rounds" / "000"
+    def round_folder(self, name: str = "mini", number: int = 0) -> Path:
+        return self.folder / "runs" / name / "rounds" / f"{number:03d}"
 
-    def round(self, name: str = "mini") -> dict[str, Any]:
-        path = self.round_folder(name) / "round.json"
+    def round(self, name: str = "mini", number: int = 0) -> dict[str, Any]:
+        path = self.round_folder(name, number) / "round.json"
         return json.loads(path.read_text()) if path.exists() else {"stages": {}}
 
     def answers(self, name: str = "mini") -> tuple[int, int]:

@@ -38,12 +38,14 @@ def run_main(*arguments: str) -> int:
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = rankloop(tmp_path, "--help")
     assert done.returncode == 0
-    for command in ("up", "down", "status", "labelers", "demo", "run", "report"):
+    commands = ("up", "down", "status", "labelers", "demo", "run", "report", "promote", "rollback")
+    for command in commands:
         assert f"\n    {command} " in done.stdout
 
 
 def test_what_a_person_can_mend_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: x\nmodel: gpt2\nprompts: {path: p.jsonl}\n")
+    (tmp_path / "good.yaml").write_text("name: good\nmodel: gpt2\nprompts: {path: hub/name}\n")
     for arguments, expected in (
         (("run", "nowhere.yaml"), "nowhere.yaml does not exist"),
         (("run", "config.yaml"), "p.jsonl does not exist"),
@@ -51,6 +53,9 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(tmp_path: Path) -> N
         (("report", "unknown"), "no report in"),
         (("up", "--config", "nowhere.yaml"), "nowhere.yaml does not exist"),
         (("labelers", "invite"), "Label Studio is not running: `rankloop up` starts it"),
+        (("run", "good.yaml", "--round", "3"), "round 3 of good comes after round 2"),
+        (("promote", "unknown", "0"), "there is no run 'unknown' in"),
+        (("rollback", "unknown", "--to", "initial"), "there is no run 'unknown' in"),
     ):
         done = rankloop(tmp_path, *arguments)
         assert done.returncode == 2
@@ -63,12 +68,9 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(tmp_path: Path) -> N
 
 def test_wrong_commands_end_with_usage(tmp_path: Path) -> None:
     for arguments in (
-        (),
-        ("dance",),
-        ("run",),
-        ("labelers",),
-        ("up", "--now"),
-        ("demo", "--seed", "x"),
+        *((), ("dance",), ("run",), ("labelers",), ("up", "--now"), ("demo", "--seed", "x")),
+        *(("demo", "--rounds", "0"), ("run", "c.yaml", "--rounds", "2", "--round", "1")),
+        *(("run", "c.yaml", "--round", "last"), ("promote", "x"), ("rollback", "x", "--to", "-1")),
     ):
         done = rankloop(tmp_path, *arguments)
         assert done.returncode == 2

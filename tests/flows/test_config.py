@@ -243,3 +243,41 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_name_that_the_seed_makes_too_long_is_refused(folder: Path) -> None:
     message = complaint(folder, BASIC.replace("demo", "d" * 62), "--seed", "7")
     assert "too long" in message
+
+
+# --- later rounds ---------------------------------------------------------------------------------
+
+
+def test_later_rounds_have_their_changes_and_share_the_rest(folder: Path) -> None:
+    text = BASIC + "later_rounds: {changes: {ppo: {iterations: 9}, sampling: {prompts: 5}}}\n"
+    config = load(folder, text, "--ppo.kl_coef", "0.3")
+    assert config.for_round(0) is config
+    later = config.for_round(2)
+    assert (config.ppo.iterations, later.ppo.iterations) == (5, 9)
+    assert (later.ppo.kl_coef, later.ppo.seed, later.sampling.prompts) == (0.3, 3, 5)
+    same = {"ppo", "sampling"}
+    assert later.model_dump(exclude=same) == config.model_dump(exclude=same)
+    unchanged = load(folder)
+    assert unchanged.for_round(1) is unchanged
+    assert (config.project_title(0), config.project_title(2)) == ("demo", "demo, round 2")
+
+
+def test_a_wrong_change_for_later_rounds_is_told_when_the_config_is_read(folder: Path) -> None:
+    def said(changes: str) -> str:
+        return complaint(folder, BASIC + f"later_rounds: {{changes: {changes}}}\n")
+
+    for changes, words in (
+        ("{ppo: {iteration: 9}}", "later_rounds.changes: there is no field 'iteration' in 'ppo'"),
+        ("{ppo: {iterations: 0}}", "later_rounds.changes: ppo.iterations: "),
+        ("{prompts: {limit: 3}}", "later_rounds.changes"),
+        ("{labeling: {simulated: []}}", "labeling.simulated: is the same in all rounds"),
+        ("{ppo: {reward_function: 'a.py:b'}}", "ppo.reward_function: is the same in all rounds"),
+    ):
+        assert words in said(changes), changes
+
+
+def test_a_guard_that_the_gate_watches_must_be_there(folder: Path) -> None:
+    text = BASIC + "promotion: {max_guard_drop: {valid: 0.1}}\n"
+    assert "promotion.max_guard_drop names 'valid'" in complaint(folder, text)
+    guards = "evaluation: {guards: {valid: 'rubric.py:valid'}}\n"
+    assert load(folder, text + guards).promotion.max_guard_drop == {"valid": 0.1}

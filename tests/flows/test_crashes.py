@@ -35,7 +35,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows import stages
+from flows import history, stages
 from flows.status import describe_rounds
 from tests.flows.miniature import PATIENCE_S, STAGES, TASKS, Project, run_id, until
 
@@ -48,7 +48,7 @@ TRIES = 5
 TOO_LATE = "nothing, it was over"
 STEPS = (
     *("prompts", "sft", "completions", "publish", "simulated", "gate", "freeze"),
-    *("pairs", "reward", "ppo", "evaluate", "report", "summary"),
+    *("pairs", "reward", "ppo", "evaluate", "promote", "report", "summary"),
 )
 KILLS = [(step, "process") for step in STEPS] + [(step, "child") for step in STAGES]
 INTERRUPTIONS = [
@@ -85,6 +85,7 @@ class Outcome:
     metrics: dict[str, Any]
     tasks_and_answers: tuple[int, int]
     projects: int
+    decisions: int
 
 
 def outcome(project: Project) -> Outcome:
@@ -95,7 +96,7 @@ def outcome(project: Project) -> Outcome:
         entry = project.folder / ".rankloop" / "store" / stage / document["stages"][stage]["key"]
         manifest = json.loads((entry / "manifest.json").read_text())
         outputs[stage] = {name: output["sha256"] for name, output in manifest["outputs"].items()}
-    parts = ("prompts", "sft", "completions", "reward", "ppo", "evaluation")
+    parts = ("prompts", "sft", "completions", "reward", "ppo", "evaluation", "promotion")
     labels = {k: v for k, v in document["labels"].items() if k not in ("refused", "snapshot")}
     return Outcome(
         labels=(project.round_folder() / "labels.parquet").read_bytes(),
@@ -103,6 +104,7 @@ def outcome(project: Project) -> Outcome:
         metrics={part: document[part] for part in parts} | {"labels": labels},
         tasks_and_answers=project.answers(),
         projects=len(labeling_projects(project)),
+        decisions=len(history.read(project.folder / "runs" / "mini").decisions),
     )
 
 

@@ -11,7 +11,7 @@ from flows.plan import needed_steps, not_used
 from labeling.errors import InputError
 
 RANKED = ("completions", "publish", "gate", "freeze", "pairs", "reward")
-END = ("ppo", "evaluate", "report")
+END = ("ppo", "evaluate", "promote", "report")
 
 
 def config(**given: Any) -> RoundConfig:
@@ -77,3 +77,9 @@ def test_what_is_given_and_not_used_is_said() -> None:
     assert line.startswith("labeling.simulated is not used")
     lines = not_used(config(ppo=FUNCTION, evaluation=JUDGE, preferences=PREFERENCES))
     assert [line.split(" is ")[0] for line in lines] == ["no reward model", "preferences.data"]
+
+
+def test_only_the_first_round_has_sft() -> None:
+    given = config(sft={"data": "d"})
+    assert needed_steps(given, 1) == ("prompts", *RANKED, *END)
+    assert needed_steps(given, 0) == ("prompts", "sft", *RANKED, *END)

@@ -20,7 +20,7 @@ from reward.train import RewardMetrics
 HOSTILE = "<script>alert(1)</script> {{ 7*7 }} \u202e<img src=x onerror=alert(1)>"
 
 
-def make_report(root, without=(), win=(0.85, (0.81, 0.88)), **sections):
+def make_report(root, without=(), win=(0.85, (0.81, 0.88)), more=None, **sections):
     """A report over entries whose metrics have the stages' own types."""
     figures = {
         "judge": 1.5,
@@ -64,6 +64,10 @@ def make_report(root, without=(), win=(0.85, (0.81, 0.88)), **sections):
             kl=3.25,
             judged_by="a judge function",
             initial=PolicyFigures(**figures),
+            win_rate_vs_incumbent=0.625,
+            win_rate_vs_incumbent_interval=(0.5625, 0.6875),
+            kl_vs_incumbent=1.75,
+            incumbent=PolicyFigures(**figures | {"judge": 1.375}),
             **figures,
         ),
     }
@@ -116,7 +120,7 @@ def make_report(root, without=(), win=(0.85, (0.81, 0.88)), **sections):
     folders["evaluation"] = folders.pop("evaluate")
     if "pairs" not in without:
         folders["labels"] = root / "labels.parquet"
-    write_report(config, out=out, **folders)
+    write_report(config, out=out, **folders, **(more or {}))
     return (out / "report.html").read_text()
 
 
@@ -230,3 +234,40 @@ def test_the_headline_is_no_better_than_its_figure(tmp_path, win, kind, chance):
     html = make_report(tmp_path, win=win)
     assert f'<p class="{kind}">' in html
     assert ("can be chance" in html) == chance
+
+
+def test_a_later_round_reports_its_incumbent_its_promotion_and_its_lineage(tmp_path):
+    incumbent = {"round": 0, "key": "key-of-policy", "digest": "digest-of-policy-0"}
+    ancestor = {
+        "round": 0,
+        "started_from": None,
+        "config": "digest-of-config-0",
+        "seed": 11,
+        "commits": ["fedcba9876543210"],
+        "versions": {"torch": "2.99"},
+        "data": {"rankings": "digest-of-labels-0"},
+        "labels": {"rankings": 1234, "labelers": 5, "pairs": 99},
+        "stages": {"reward": "key-of-reward-0"},
+        "win_rate": 0.8125,
+        "win_rate_vs_incumbent": 0.8125,
+        "promotion": "promoted",
+    }
+    more = {
+        "promotion": {"what": "refused", "by": "gate", "reason": "the guard <b> fell"},
+        "lineage": {"round": 1, "incumbent": incumbent, "earlier": [ancestor]},
+    }
+    html = make_report(tmp_path, without=("preferences", "sft"), more=more)
+    text = re.sub(r"\s+", " ", parsed(html).text)
+    for shown in (
+        "test, round 1",
+        "Over round 0's policy, from which this round started, it wins 62.5 %",
+        "Refused by the gate: the guard <b> fell",
+        "Round 0: 1,234 rankings of 5 labelers, win rate 0.812 over the initial policy, promoted",
+        "digest-of-config",
+        "seed 11",
+        "digest-of-labels",
+        "key-of-reward-0",
+        "torch 2.99; Rankloop at fedcba987654",
+        "1.38",  # the incumbent's figure
+    ):
+        assert shown in text, shown

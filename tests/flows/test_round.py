@@ -33,6 +33,8 @@ def test_round_json_holds_what_a_person_asks_for(
     assert 0 <= evaluation["initial"]["guards"]["valid"] <= 1
     assert 0 <= document["reward"]["held_out_accuracy"] <= 1
     assert document["labels"]["pairs"] > 0
+    assert document["promotion"]["what"] == "refused"  # eight prompts prove nothing
+    assert (document["started_from"], document["lineage"]) == (None, [])
     for name in STAGES:
         stage = document["stages"][name]
         assert stage["made_seconds"] > 0
@@ -98,7 +100,7 @@ def test_the_next_run_reuses_everything(
     again, document = project.round(), finished[0]
     assert {name: again["stages"][name]["reused"] for name in STAGES} == dict.fromkeys(STAGES, True)
     states = {n: t["state_name"] for n, t in project.task_runs(run_id(again)).items()}
-    assert Counter(states.values())["Reused"] == len(STAGES) + 1  # and the frozen labels
+    assert Counter(states.values())["Reused"] == len(STAGES) + 2  # and labels and promotion
     assert states["prompts"] == "Reused"
     for part in ("evaluation", "reward", "ppo", "labels"):
         assert again[part] == document[part]
@@ -215,7 +217,8 @@ def test_an_own_sft_model_and_given_preferences_need_no_labels(
     code, out, err = project.run(*flags, "--labeling.simulated", "[]")
     assert code == 0, out + err
     whole = project.round("given")
-    steps = ["prompts", "preferences", "reward", "ppo", "evaluate", "report", "summary"]
+    end = ["ppo", "evaluate", "promote", "report", "summary"]
+    steps = ["prompts", "preferences", "reward", *end]
     assert list(whole["stages"]) == steps
     assert all(whole["stages"][name]["reused"] for name in steps[:3])
     assert "given.jsonl" in (project.folder / "runs/given/rounds/000/report.html").read_text()
@@ -229,7 +232,7 @@ def test_a_reward_function_and_a_judge_need_neither_labels_nor_a_reward_model(
     code, out, err = project.run("--name", "function", *function)
     assert code == 0, out + err
     assert "no reward model is made" in out
-    steps = ["prompts", "sft", "ppo", "evaluate", "report", "summary"]
+    steps = ["prompts", "sft", "ppo", "evaluate", "promote", "report", "summary"]
     document = project.round("function")
     assert list(document["stages"]) == steps
     assert document["evaluation"]["reward"] is None

@@ -63,3 +63,30 @@ def test_the_higher_score_wins_and_everything_is_written(policy, prompts, folder
 def test_without_judge_and_reward_model_it_is_refused(policy, prompts, folder):
     with pytest.raises(InputError, match="a judge function or a reward model"):
         evaluate_policy(CONFIG, policy, policy, prompts, folder("out"))
+
+
+def test_the_incumbent_is_compared_apart_from_the_initial_policy(
+    policy, prompts, folder, judge, tmp_path
+):
+    other, third = (str(tiny.save(tmp_path / f"model {seed}", seed=seed)) for seed in (5, 6))
+    given = {"judge": f"{judge}:score", "guards": {"length": f"{judge}:score"}}
+    alone = evaluate_policy(CONFIG, policy, other, prompts, folder("alone"), **given)
+    assert alone.win_rate_vs_incumbent == alone.win_rate
+    assert alone.win_rate_vs_incumbent_interval == alone.win_rate_interval
+    assert (alone.kl_vs_incumbent, alone.incumbent) == (alone.kl, alone.initial)
+    out = folder("out")
+    metrics = evaluate_policy(CONFIG, policy, other, prompts, out, incumbent=third, **given)
+    assert (metrics.win_rate, metrics.kl, metrics.initial) == (
+        alone.win_rate,
+        alone.kl,
+        alone.initial,
+    )
+    rows = pq.read_table(out / "comparisons_vs_incumbent.parquet").to_pylist()
+    assert metrics.win_rate_vs_incumbent == sum(row["verdict"] for row in rows) / 8
+    assert metrics.incumbent.guards["length"] == sum(len(row["b"]) for row in rows) / 8
+    assert metrics.incumbent != metrics.initial
+    assert metrics.kl_vs_incumbent != metrics.kl
+    against_itself = evaluate_policy(
+        CONFIG, policy, other, prompts, folder("itself"), incumbent=other, **given
+    )
+    assert abs(against_itself.kl_vs_incumbent) < 1e-5

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 
@@ -125,3 +127,30 @@ def test_the_models_own_generation_defaults_change_nothing():
     drawn = [[r.tokens for r in draw(g, ids(), 3)] for g in (plain, truncating)]
     assert drawn[0] == drawn[1]
     assert truncating.decoder.model.generation_config.top_k == 1  # it is saved with the policy
+
+
+def test_prompts_that_were_taken_least_often_before_are_taken_first():
+    prompts = [Prompt(text=f"prompt {i}") for i in range(20)]
+    first = choose(prompts, 8, seed=3)
+    second = choose(prompts, 8, seed=3, seen={p.key: 1 for p in first})
+    assert not {p.key for p in first} & {p.key for p in second}
+    seen = Counter(p.key for p in [*first, *second])
+    third = choose(prompts, 8, seed=3, seen=seen)
+    fresh = [p for p in prompts if p not in first and p not in second]
+    assert {p.key for p in fresh} < {p.key for p in third}
+    assert third == choose(prompts, 8, seed=3, seen=seen)
+    assert third == sorted(third, key=prompts.index)
+    assert choose(prompts, 8, seed=3, seen={}) == first
+    assert choose(prompts, None, seed=3, seen=seen) == prompts
+
+
+def test_a_later_round_samples_for_other_prompts(policy, prompts, folder):
+    config = Sampling(max_new_tokens=4, prompts=16)
+    keys = []
+    for name, earlier in (("one", []), ("two", ["one"]), ("three", ["one", "two"])):
+        out = folder(name)
+        files = [out.parent / before / "completions.parquet" for before in earlier]
+        sample_completions(config, policy, prompts, out, earlier=files)
+        keys.append({task.prompt.key for task in read_candidates(out / "completions.parquet")})
+    assert len(keys[0] | keys[1]) == 32
+    assert keys[2] <= keys[0] | keys[1]

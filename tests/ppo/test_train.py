@@ -74,6 +74,34 @@ def test_the_adaptive_coefficient_moves_towards_its_target(policy, prompts, fold
     assert coefficients[3] > coefficients[2]  # too far: more
 
 
+def test_the_kl_is_measured_from_the_reference_that_is_given(
+    policy, prompts, folder, reward, tmp_path
+):
+    config = CONFIG.model_copy(update={"iterations": 1})
+    other = str(tiny.save(tmp_path / "other", seed=3))
+
+    def first_kl(name, **given):
+        out = folder(name)
+        train_ppo(config, policy, prompts, out, reward_function=reward, **given)
+        row = json.loads((out / "metrics.jsonl").read_text())
+        return row["objective/kl"], (out / "policy/model.safetensors").read_bytes()
+
+    alone, itself = first_kl("alone"), first_kl("itself", reference=policy)
+    assert itself == alone
+    apart = first_kl("apart", reference=other)
+    assert apart[0] > 1
+    assert apart[1] != alone[1]
+
+
+def test_a_reference_of_other_tokens_is_refused(policy, prompts, folder, reward, tmp_path):
+    tokens = tiny.chat_tokenizer("chatml")
+    for made in (tokens, tiny.policy(tokens)):
+        made.save_pretrained(tmp_path / "other")
+    given = {"reward_function": reward, "reference": str(tmp_path / "other")}
+    with pytest.raises(InputError, match="another vocabulary"):
+        train_ppo(CONFIG, policy, prompts, folder("ppo"), **given)
+
+
 def test_ppo_without_a_reward_is_refused(policy, prompts, folder):
     with pytest.raises(InputError, match="reward model or a reward function"):
         train_ppo(CONFIG, policy, prompts, folder("ppo"))

@@ -1,27 +1,22 @@
 import json
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from labeling.config import Pairs
 from labeling.errors import InputError
-from labeling.pair_table import read_pairs, write_pairs
-from labeling.pairs import make_pairs
+from labeling.pair_table import write_pairs
 from labeling.records import (
     Candidates,
     Completion,
     Message,
     PreferencePair,
     Prompt,
-    Ranking,
     read_candidates,
     write_candidates,
-    write_rankings,
 )
 from reward.config import RewardTraining
 from reward.model import Normalization, RewardModel, from_policy
-from reward.train import split_by_prompt, train_reward_model
+from reward.train import train_reward_model
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -53,8 +48,9 @@ def test_it_learns_the_preference_and_is_normalised(tmp_path, pad, chat):
     policy = str(tiny.save(tmp_path / "model", pad=pad, chat=chat))
     pairs, completions = files(tmp_path, preferences(chat))
     metrics = train_reward_model(CONFIG, policy, pairs, tmp_path, completions)
-    assert metrics.held_out_accuracy == 1.0
-    assert (metrics.held_out_pairs, metrics.train_pairs) == (12, 48)
+    assert metrics.held_out_accuracy > 0.9
+    assert metrics.held_out_pairs + metrics.train_pairs == 60
+    assert 6 <= metrics.held_out_pairs <= 18
     model = RewardModel.load(tmp_path / "reward_model", CPU, torch.float32)
     assert model.tokenizer.pad_token_id != model.tokenizer.eos_token_id
     flat = [(c.prompt, a) for c in read_candidates(completions) for a in c.completions]
@@ -105,48 +101,28 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     assert one == two
 
 
-def test_no_prompt_is_on_both_sides_of_the_split():
-    pairs = preferences() * 3
-    train, held_out = split_by_prompt(pairs, 0.3, seed=1)
-    assert not {p.prompt.key for p in train} & {p.prompt.key for p in held_out}
-    assert len(train) + len(held_out) == len(pairs)
-    with pytest.raises(InputError, match="at least 2 are needed"):
-        split_by_prompt(pairs[:1], 0.3, seed=1)
-
-
-def test_a_prompt_of_several_tasks_is_in_one_split(tmp_path):
-    """From rankings to the split, with the prompt's key in the file as its witness."""
-    tasks = [
-        Candidates(prompt.prompt, (Completion(f"{word} good"), Completion(f"{word} bad")))
-        for prompt in preferences(count=8)
-        for word in ("hello", "thanks")
-    ]
-    write_candidates(tasks, tmp_path / "completions.parquet")
-    write_rankings([Ranking(t.key, "ann", ((0,), (1,))) for t in tasks], tmp_path / "l.parquet")
-    make_pairs(Pairs(), tmp_path / "completions.parquet", tmp_path / "l.parquet", tmp_path)
-    pairs = read_pairs(tmp_path / "pairs.parquet")
-    keys = pq.read_table(tmp_path / "pairs.parquet")["prompt_key"].to_pylist()
-    assert keys == [p.prompt.key for p in pairs]
-    for seed in range(5):
-        train, held_out = split_by_prompt(pairs, 0.3, seed)
-        assert (len(train), len(held_out)) == (12, 4)
-        assert not {p.prompt.text for p in train} & {p.prompt.text for p in held_out}
-
-
-def test_ties_are_trained_on_and_measure_nothing():
-    pairs = preferences(count=10)
-    ties = [
-        PreferencePair(p.prompt, Completion(a), Completion(b), tie=True)
-        for p in preferences(count=20)
-        for a, b in (("x", "y"), ("y", "x"))
-    ]
-    train, held_out = split_by_prompt(pairs + ties, 0.3, seed=1)
-    assert len(held_out) == 3
-    assert not any(p.tie for p in held_out)
-    kept = [p for p in train if p.tie]
-    assert len(kept) == len(ties) - 2 * 3  # those of held-out prompts are nowhere
-    with pytest.raises(InputError, match="at least 2 are needed"):
-        split_by_prompt(pairs[:1] + ties, 0.3, seed=1)
+def test_a_later_round_goes_on_with_the_reward_model_and_all_pairs(tmp_path):
+    policy = str(tiny.save(tmp_path / "model"))
+    first, completions = files(tmp_path, preferences())
+    learned = CONFIG.model_copy(update={"epochs": 8.0})
+    train_reward_model(learned, policy, first, tmp_path, completions)
+    start, out = tmp_path / "reward_model", tmp_path / "later"
+    out.mkdir()
+    new, completions = files(out, preferences()[:10])
+    barely = CONFIG.model_copy(update={"epochs": 0.1, "learning_rate": 1e-9})
+    metrics = train_reward_model(
+        barely, policy, new, out, completions, earlier=[first], start=start
+    )
+    assert metrics.earlier_pairs > 0.6 * 60
+    assert metrics.train_pairs + metrics.held_out_pairs == metrics.earlier_pairs + 10
+    one, two = (RewardModel.load(f / "reward_model", CPU, torch.float32) for f in (tmp_path, out))
+    prompts, answers = [Prompt(text="hello")] * 2, [Completion("good"), Completion("bad")]
+    raw = one.raw_scores(prompts, answers)
+    assert torch.allclose(raw, two.raw_scores(prompts, answers), atol=1e-4), "not from the start"
+    assert one.normalization != two.normalization, "not centred on the new completions"
+    assert metrics.accuracy_before == metrics.held_out_accuracy > 0.9
+    assert metrics.earlier_accuracy is not None
+    assert metrics.earlier_accuracy > 0.9
 
 
 def test_pairs_that_are_too_long_are_counted_and_left_out(tmp_path):
