@@ -36,6 +36,7 @@ import psutil
 import pytest
 
 from flows import history, stages
+from flows.recipe import LABELS_SUMMARY
 from flows.status import describe_rounds
 from tests.flows.miniature import PATIENCE_S, STAGES, TASKS, Project, run_id, until
 
@@ -136,7 +137,8 @@ class Reference:
         shutil.rmtree(folder / "runs")
         if STEPS.index(step) > STEPS.index("freeze"):
             case.round_folder().mkdir(parents=True)
-            (case.round_folder() / "labels.parquet").write_bytes(self.outcome.labels)
+            for name in ("labels.parquet", LABELS_SUMMARY):
+                shutil.copy(self.project.round_folder() / name, case.round_folder() / name)
         else:
             for labeling_project in labeling_projects(case):
                 case.label_studio.client.projects.delete(labeling_project)
