@@ -167,10 +167,12 @@ def reference(
 
 
 def has_begun(project: Project, step: str) -> bool:
-    """Whether all steps before this one are noted in round.json."""
+    """Whether round.json says that all steps before this one are over, and names none of them as
+    the one at work."""
     document = project.round()
     before = STEPS[: STEPS.index(step)]
-    return document.get("status") == "running" and set(before) <= set(document["stages"])
+    is_over = set(before) <= set(document["stages"]) and document.get("step") not in before
+    return document.get("status") == "running" and is_over
 
 
 def stage_child(process: subprocess.Popen[str], step: str) -> psutil.Process | None:

@@ -15,7 +15,7 @@ from flows.config import Promotion
 from flows.history import policy_of, read
 from flows.lineage import Policy
 from flows.promotion import Candidate, ask_gate, failings
-from flows.record import describe_rounds
+from flows.status import describe_rounds
 from flows.store import Entry, Store
 from labeling.errors import InputError
 
