@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from labeling.config import Labeling
 from labeling.connection import Gone
 from labeling.errors import InputError
 from labeling.label_studio import Counts, LabelStudio
-from labeling.overlap import rankings_wanted
+from labeling.overlap import overlaps, rankings_wanted, reopen
 from labeling.records import read_candidates
 from labeling.tally import Tally, listed
 from labeling.wording import counted
@@ -59,9 +60,9 @@ def wait_for_rankings(
             continue
         page = label_studio.page(gate.published.project.id)
         seen = gate.seen
-        there = len(seen.rankings)
-        if there >= gate.wanted:
-            return Opened(there, seen.snapshot, page)
+        there = gate.tally.counting
+        if gate.tally.is_enough:
+            return Opened(len(seen.rankings), seen.snapshot, page)
         _refuse_to_wait_for_nobody(seen, gate.wanted, config)
         if not is_told:
             logger.info(
@@ -101,7 +102,9 @@ class _Gate:
     def __init__(self, published: Published, config: Labeling) -> None:
         self.published, self.config = published, config
         self.tasks = read_candidates(published.completions)
-        self.wanted = rankings_wanted(config, [task.key for task in self.tasks])
+        keys = [task.key for task in self.tasks]
+        self.numbers, self.wanted = overlaps(config, keys), rankings_wanted(config, keys)
+        self._reopened: dict[int, int] = {}
         self._looked: _Looked | None = None
         self._restored = 0
 
@@ -129,22 +132,34 @@ class _Gate:
             changed, begun = label_studio.last_change(project), time.monotonic()
             last = self._looked
             if last and (last.counts, last.changed) == (counts, changed):
-                self._looked = replace(last, at=begun)
+                stands = last.look.tally(self.numbers, self.config.wanted)  # the clock went on
+                self._looked = replace(last, at=begun, tally=stands)
                 return
             look = labels.look(label_studio, self.published, self.tasks)
             now = time.monotonic()
-            stands = look.tally(len(self.tasks), self.wanted)
+            stands = look.tally(self.numbers, self.config.wanted)
             self._looked = _Looked(look, stands, counts, changed, now, now - begun)
+            self._reopen(label_studio, look)
         except Gone:
             self._put_back(label_studio)
             self._looked = None
             self.look(label_studio)
 
+    def _reopen(self, label_studio: LabelStudio, look: Look) -> None:
+        usable = Counter(ranking.task for ranking in look.rankings)
+        count = reopen(label_studio, look.submitted, usable, self.numbers, self._reopened)
+        if count:
+            logger.warning(
+                "%s answered in a way that cannot be used (%s): back in the queue for others",
+                counted(count, "task"),
+                listed(look.refused),
+            )
+
     def _may_be_enough(self, counts: Counts) -> bool:
         if self._looked is None:
             return True
         new = counts.answers - self._looked.counts.answers
-        return new > 0 and len(self.seen.rankings) + new >= self.wanted
+        return new > 0 and self.tally.counting + new >= self.wanted
 
     def _is_due(self) -> bool:
         assert self._looked is not None

@@ -7,7 +7,7 @@ import json
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from labeling.connection import Gone
 from labeling.durable import put_in_place
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio, Project
-from labeling.overlap import of_labeler, overlaps, rankings_wanted, set_overlaps, usual
+from labeling.overlap import of_labeler, overlaps, rankings_wanted, set_overlaps, submitted, usual
 from labeling.publishing import KnownTask
 from labeling.rankings import Answer, read_answers
 from labeling.records import Candidates, Ranking, read_candidates, read_rankings, write_rankings
@@ -75,10 +75,12 @@ class Opened:
 
 @dataclass(frozen=True)
 class Look:
-    """What people have answered until now, and the export that says so."""
+    """What people have answered until now, and the export that says so. `submitted`: each task's id
+    at this moment, and how many answers the server counts for it."""
 
     answers: list[Answer]
     snapshot: Snapshot
+    submitted: dict[str, tuple[int, int]] = field(default_factory=dict, hash=False)
 
     @property
     def rankings(self) -> list[Ranking]:
@@ -89,9 +91,9 @@ class Look:
         """How many annotations are not used, by `Refusal`."""
         return Counter(answer.refusal for answer in self.answers if answer.refusal is not None)
 
-    def tally(self, tasks: int, wanted: int) -> Tally:
-        """Where the ranking stands now, of so many tasks and with so many rankings wanted."""
-        return tally(self.answers, tasks, wanted, datetime.now(UTC))
+    def tally(self, numbers: Mapping[str, int], wanted: int | None) -> Tally:
+        """Where the ranking stands now; labeling/tally.py says of what."""
+        return tally(self.answers, numbers, wanted, datetime.now(UTC))
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def look(label_studio: LabelStudio, published: Published, tasks: Sequence[Candid
         raise ConnectionError(f"Label Studio at {label_studio.url}: {error}") from None
     snapshot = snapshots.keep(published.snapshots, content)
     note_answers(published.snapshots, export)
-    return Look(_answers(published.snapshots, export, tasks), snapshot)
+    return Look(_answers(published.snapshots, export, tasks), snapshot, submitted(export))
 
 
 def stands_now(label_studio: LabelStudio, name: str, config: Labeling, folder: Path) -> Tally:
@@ -211,7 +213,7 @@ def stands_now(label_studio: LabelStudio, name: str, config: Labeling, folder: P
     Raises ConnectionError when the server fails.
     """
     answers, tasks = answers_now(label_studio, name, folder)
-    return tally(answers, len(tasks), rankings_wanted(config, tasks), datetime.now(UTC))
+    return tally(answers, overlaps(config, tasks), config.wanted, datetime.now(UTC))
 
 
 def answers_now(

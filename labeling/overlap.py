@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -86,6 +86,45 @@ def set_overlaps(server: LabelStudio, project: Project, numbers: Mapping[str, in
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="overlap") as pool:
         list(pool.map(tell, others))
     return len(others)
+
+
+def submitted(export: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Of an export's tasks, by key: the id of this moment, and the answers that count there."""
+    found = {}
+    for task in export:
+        key = (task.get("data") or {}).get("key")
+        answers = task.get("annotations") or ()
+        if isinstance(key, str):
+            found[key] = (task["id"], sum(not a.get("was_cancelled") for a in answers))
+    return found
+
+
+def reopen(
+    server: LabelStudio,
+    there: Mapping[str, tuple[int, int]],
+    usable: Mapping[str, int],
+    numbers: Mapping[str, int],
+    told: dict[int, int],
+) -> int:
+    """Put tasks back into the queue that the server counts as done though some of their answers
+    cannot be used: a partial ranking is an answer to it. How many were put back now.
+
+    Args:
+        there: `submitted` of the newest export.
+        usable: usable rankings by key.
+        numbers: how many labelers each task was to get.
+        told: the number that each task was given so far, by id; what is given now is added.
+    """
+    count = 0
+    for key, (task, answers) in there.items():
+        missing = numbers.get(key, 0) - usable.get(key, 0)
+        if missing <= 0 or answers < numbers[key] or told.get(task) == answers + missing:
+            continue
+        told[task] = answers + missing
+        update = partial(server.client.tasks.update, str(task))
+        server.ask(partial(update, overlap=told[task], is_labeled=False), repeat=True)
+        count += 1
+    return count
 
 
 def _draw(key: str) -> float:

@@ -53,9 +53,11 @@ def shown_positions(task: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(range(count), key=order.__getitem__))
 
 
-def item_id(position: int) -> str:
-    """Name of the item at a position; one that looks like a number would be re-sorted."""
-    return f"c{position}"
+def item_id(task: str, position: int) -> str:
+    """Name of the item at a position of the task with this key; one that looks like a number would
+    be re-sorted. SQLite gives a deleted task's id to another one: with the key in the name, an
+    answer from a page still open on the old task is not taken for one of the new."""
+    return f"c{position}-{task[:8]}"
 
 
 def answer_name(position: int) -> str:
@@ -121,7 +123,8 @@ def task_data(candidates: Candidates) -> dict[str, Any]:
             for position, items in enumerate(answers)
         ],
         "completions": [
-            {"id": item_id(position), "title": answer_name(position)} for position in range(count)
+            {"id": item_id(key, position), "title": answer_name(position)}
+            for position in range(count)
         ],
     }
 
@@ -139,9 +142,11 @@ def annotation_result(ranking: Ranking, count: int) -> list[dict[str, Any]]:
     positions = shown_positions(ranking.task, count)
     buckets: dict[str, list[str]] = {UNRANKED: [], **{tier: [] for tier in TIERS}}
     for name, tier in zip(TIERS, ranking.tiers, strict=False):
-        buckets[name] = [item_id(positions[index]) for index in tier]
+        buckets[name] = [item_id(ranking.task, positions[index]) for index in tier]
     ranked = {index for tier in ranking.tiers for index in tier}
-    buckets[UNRANKED] = [item_id(positions[i]) for i in range(count) if i not in ranked]
+    buckets[UNRANKED] = [
+        item_id(ranking.task, positions[i]) for i in range(count) if i not in ranked
+    ]
     result = [_item(RANKING, "ranker", {"ranker": buckets})]
     flags = [
         name

@@ -178,7 +178,7 @@ def _tiers(value: Mapping[str, Any] | None, key: str, count: int) -> tuple[tuple
     if set(buckets) - {page.UNRANKED, *page.TIERS}:
         raise _Refused(Refusal.UNKNOWN_BUCKET)
     order = page.shown_order(key, count)
-    index_of = {page.item_id(position): index for position, index in enumerate(order)}
+    index_of = {page.item_id(key, position): index for position, index in enumerate(order)}
     seen: list[str] = [id_ for bucket in buckets.values() for id_ in _strings(bucket)]
     if set(seen) - set(index_of):
         raise _Refused(Refusal.UNKNOWN_ID)

@@ -4,7 +4,7 @@ what could not be used. Pure: it reads answers (rankings.py), and asks no server
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from statistics import median
@@ -33,13 +33,15 @@ class LabelerTally:
 
 @dataclass(frozen=True)
 class Tally:
-    """The whole round. `tasks_done` have at least one usable ranking. `per_hour` counts usable
-    rankings; `expected_end` is when `wanted` are there at that pace. Times are ISO 8601, UTC; both
-    are None while too little is known, and `expected_end` also when nothing is left to do."""
+    """The whole round. `rankings` are usable, of `counting` of them no task has more than it was to
+    get; `tasks_done` have all of theirs. `per_hour` counts usable rankings; `expected_end` is when
+    `wanted` are there at that pace. Times are ISO 8601, UTC; both are None while too little is
+    known, and `expected_end` also when nothing is left to do."""
 
     tasks: int
     tasks_done: int
     rankings: int
+    counting: int
     wanted: int
     refused: dict[str, int] = field(hash=False)
     labelers: tuple[LabelerTally, ...]
@@ -49,25 +51,37 @@ class Tally:
 
     @property
     def is_enough(self) -> bool:
-        return self.rankings >= self.wanted
+        return self.counting >= self.wanted
 
     def document(self) -> dict[str, Any]:
         """As round.json keeps it."""
         return asdict(self)
 
 
-def tally(answers: Sequence[Answer], tasks: int, wanted: int, now: datetime) -> Tally:
-    """Count what is there at the moment `now` (with a time zone)."""
+def tally(
+    answers: Sequence[Answer], numbers: Mapping[str, int], wanted: int | None, now: datetime
+) -> Tally:
+    """Count what is there at the moment `now` (with a time zone).
+
+    Args:
+        numbers: how many labelers each task was to get, by key (labeling/overlap.py).
+        wanted: so many usable rankings, on whichever tasks; None: each task's number.
+    """
     usable = [answer for answer in answers if answer.ranking is not None]
+    there = Counter(answer.task for answer in usable)
+    in_turn = sum(min(there[key], number) for key, number in numbers.items())
+    counting = in_turn if wanted is None else len(usable)
+    wanted = sum(numbers.values()) if wanted is None else wanted
     per_hour = _per_hour([a.at for a in usable if a.at is not None], now)
-    missing = wanted - len(usable)
+    missing = wanted - counting
     end = None
     if per_hour and missing > 0:
         end = _written(now + timedelta(hours=missing / per_hour))
     return Tally(
-        tasks=tasks,
-        tasks_done=len({answer.task for answer in usable}),
+        tasks=len(numbers),
+        tasks_done=sum(there[key] >= number for key, number in numbers.items()),
         rankings=len(usable),
+        counting=counting,
         wanted=wanted,
         refused=dict(Counter(str(a.refusal) for a in answers if a.refusal).most_common()),
         labelers=by_labeler(answers),
@@ -118,9 +132,11 @@ def _written(moment: datetime) -> str:
 def describe(document: dict[str, Any]) -> list[str]:
     """A tally out of round.json in a few lines: the state, the labelers, what was not used."""
     first = (
-        f"{document['rankings']:,} of {counted(document['wanted'], 'ranking')}, "
-        f"{document['tasks_done']:,} of {counted(document['tasks'], 'task')} ranked"
+        f"{document['counting']:,} of {counted(document['wanted'], 'ranking')}, "
+        f"{document['tasks_done']:,} of {counted(document['tasks'], 'task')} done"
     )
+    if surplus := document["rankings"] - document["counting"]:
+        first += f", {surplus:,} more on tasks that had enough"
     if document["per_hour"] is not None:
         first += f", {document['per_hour']:g} an hour"
     if document["expected_end"] is not None:

@@ -17,7 +17,7 @@ from flows.gate import wait_for_rankings
 from flows.labels import Look, Opened, Published
 from flows.servers import Servers
 from labeling import page, snapshots
-from labeling.accounts import Labeler
+from labeling.accounts import Labeler, sign_in
 from labeling.config import Labeling, SimulatedLabeler
 from labeling.errors import InputError
 from labeling.label_studio import Counts, LabelStudio, Project
@@ -44,6 +44,7 @@ from tests.flows.ranked_round import (
     until,
     write_tasks,
 )
+from tests.labeling.test_overlap import next_task
 
 
 @pytest.fixture
@@ -182,6 +183,23 @@ def test_while_nothing_changes_nothing_is_exported_again(
     rank(label_studio, published, tasks()[1])
     assert waiting.end() == Opened(2)
     assert len(looks) == 2
+
+
+def test_an_answer_that_cannot_be_used_does_not_keep_its_task_out_of_the_queue(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    """To the server a partial ranking is an answer, and the task is done."""
+    first, *others = tasks()
+    rank(label_studio, published, first, tiers=[[0]])
+    for task in others:
+        rank(label_studio, published, task)
+    bob = sign_in(label_studio, "bob@example.org")
+    assert next_task(bob, published.project) is None
+    waiting = Waiting(label_studio, published, Labeling(poll_seconds=0.05))
+    until(lambda: next_task(bob, published.project) is not None)
+    rank(label_studio, published, first, email="bob@example.org")
+    assert waiting.end() == Opened(4)
+    assert next_task(bob, published.project) is None
 
 
 def test_an_edit_is_seen_although_it_changes_no_count(

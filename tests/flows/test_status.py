@@ -34,7 +34,7 @@ def stands(rankings: int, wanted: int) -> Tally:
         for n in range(rankings)
     ]
     answers.append(Answer("k", ANN, now, 3.0, refusal=Refusal.SKIPPED))
-    return tally(answers, tasks=wanted, wanted=wanted, now=now)
+    return tally(answers, {f"k{n}": 1 for n in range(wanted)}, None, now)
 
 
 def stop_at_the_gate(record: RoundRecord, told: Tally) -> None:
@@ -50,7 +50,7 @@ def test_a_round_that_waits_tells_how_far_people_are(tmp_path: Path) -> None:
         record.wait(stands(3, 500), PAGE)
         first, there, ann, refused, where = describe_rounds(tmp_path)
         assert first == "demo round 0: running at 'gate'"
-        assert there.startswith("  3 of 500 rankings, 3 of 500 tasks ranked, ")
+        assert there.startswith("  3 of 500 rankings, 3 of 500 tasks done, ")
         assert "an hour, done by about" in there
         assert ann.strip().startswith(f"{ANN}: 3 rankings, 1 not usable, 20 s a task, last ")
         assert refused.strip() == "not used: 1 skipped"
@@ -84,7 +84,7 @@ def test_with_label_studio_it_is_looked_at_now_and_nothing_is_written(
         rank(label_studio, published, task)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     _, there, ann, _ = describe_rounds(tmp_path / "runs", lambda: label_studio)
-    assert there.strip().startswith("2 of 4 rankings, 2 of 4 tasks ranked")
+    assert there.strip().startswith("2 of 4 rankings, 2 of 4 tasks done")
     assert "as of" not in there
     assert ann.strip().startswith(f"{ANN}: 2 rankings")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -77,7 +77,7 @@ def rank(at: LabelingPage, task: Candidates, *tiers: tuple[int, ...]) -> None:
     positions = page.shown_positions(task.key, len(task.completions))
     for tier, indices in zip(page.TIERS, tiers, strict=False):
         for index in indices:
-            at.move_by_keys(page.item_id(positions[index]), tier)
+            at.move_by_keys(page.item_id(task.key, positions[index]), tier)
     at.run("document.activeElement.blur()")
 
 

@@ -24,7 +24,7 @@ def make_task(question: str, count: int) -> Candidates:
 
 
 def chip(task: Candidates, index: int) -> str:
-    return page.item_id(page.shown_positions(task.key, len(task.completions))[index])
+    return page.item_id(task.key, page.shown_positions(task.key, len(task.completions))[index])
 
 
 def put(label_studio: LabelStudio, title: str, tasks: list[Candidates]) -> Project:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -29,7 +30,17 @@ def annotation(result: list[dict[str, Any]], **given: Any) -> dict[str, Any]:
 
 
 def exported(task: Candidates, *annotations: dict[str, Any]) -> dict[str, Any]:
-    return {"id": 1, "data": page.task_data(task), "annotations": list(annotations)}
+    """The tests write c0, c1, … for the items of whichever task it is."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: named(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [named(each) for each in value]
+        is_item = isinstance(value, str) and re.fullmatch(r"c\d", value)
+        return page.item_id(task.key, int(value[1])) if is_item else value
+
+    return {"id": 1, "data": page.task_data(task), "annotations": named(list(annotations))}
 
 
 def ranked(buckets: dict[str, Any]) -> list[dict[str, Any]]:
@@ -255,3 +266,12 @@ def test_withdrawn_answers_are_counted_unless_they_are_there_or_of_other_tasks()
     rankings, refused = rankings_from_export(export, [task], gone)
     assert len(rankings) == 1
     assert refused == {Refusal.WITHDRAWN: 1}
+
+
+def test_an_answer_to_another_task_that_had_this_id_before_is_refused() -> None:
+    old, new = candidates(2, "old"), candidates(2, "new")
+    answer = annotation(page.annotation_result(Ranking(old.key, EMAIL, ((0,), (1,))), 2))
+    assert rankings_from_export([exported(new, answer)], [old, new]) == (
+        [],
+        Counter({Refusal.UNKNOWN_ID: 1}),
+    )
