@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import RoundConfig
+from flows.config import RoundConfig, project_title
 from flows.load import fields, load_config
 from labeling.errors import InputError
 
@@ -259,7 +259,7 @@ def test_later_rounds_have_their_changes_and_share_the_rest(folder: Path) -> Non
     assert later.model_dump(exclude=same) == config.model_dump(exclude=same)
     unchanged = load(folder)
     assert unchanged.for_round(1) is unchanged
-    assert (config.project_title(0), config.project_title(2)) == ("demo", "demo, round 2")
+    assert (project_title("demo", 0), project_title("demo", 2)) == ("demo", "demo, round 2")
 
 
 def test_a_wrong_change_for_later_rounds_is_told_when_the_config_is_read(folder: Path) -> None:

@@ -45,6 +45,7 @@ def test_list_shows_who_is_there_and_what_each_has_done(
     label_studio: LabelStudio, servers: Servers, servers_home: Path, tmp_path: Path
 ) -> None:
     published = publish_round(label_studio, tmp_path)
+    published.folder.mkdir(parents=True, exist_ok=True)
     document = {"name": published.project.title, "round": 0}
     (published.folder / "round.json").write_text(json.dumps(document))
     (published.folder / "completions.parquet").symlink_to(published.completions)

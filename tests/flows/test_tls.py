@@ -22,6 +22,7 @@ from labeling import page
 from labeling.accounts import sign_in
 from labeling.addresses import Address
 from labeling.label_studio import LabelStudio, Project
+from labeling.publishing import publish
 from labeling.records import Candidates, Completion, Prompt, Ranking
 from tests.tls_proxy import TlsProxy
 
@@ -80,7 +81,7 @@ def project(served: LabelStudioServer) -> Project:
     tasks = [
         Candidates(Prompt(text=f"{n}"), (Completion("yes"), Completion("no"))) for n in range(2)
     ]
-    server.publish(project, tasks)
+    publish(server, project, tasks)
     return server.ensure_project("behind TLS", "Rank them.")
 
 

@@ -13,6 +13,7 @@ from labeling import page
 from labeling.accounts import Account, accounts, invite_link, sign_in
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio
+from labeling.publishing import publish
 from labeling.records import Candidates, Completion, Prompt, Ranking
 
 
@@ -46,7 +47,7 @@ def personal(label_studio: LabelStudio) -> Iterator[LabelStudio]:
 def answer_as(server: LabelStudio, email: str) -> dict[str, Any]:
     """The one annotation of a new project, made by this labeler."""
     project = server.ensure_project(f"accounts {uuid.uuid4().hex[:8]}", "Rank them.")
-    server.publish(project, [Candidates(Prompt(text=email), (Completion("a"), Completion("b")))])
+    publish(server, project, [Candidates(Prompt(text=email), (Completion("a"), Completion("b")))])
     (task,) = server.export(project)
     ranking = page.annotation_result(Ranking("", "", ((0,), (1,))), 2)
     sign_in(server, email).annotate(task["id"], ranking, lead_time_s=3.5)
