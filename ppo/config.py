@@ -11,7 +11,7 @@ from reward.config import Compute
 
 # Tokens in a forward and backward pass: where speed is flat and memory still small, measured on two
 # cores; a GPU wants larger products.
-MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
+MICRO_BATCH_TOKENS = {"cpu": 256, "cuda": 16_384}
 # Tokens of prompts and responses that are drawn at once, padding included: the cache holds all of
 # them. One batch is the fastest as long as it fits.
 DRAWING_TOKENS = {"cpu": 32_768, "cuda": 262_144}
@@ -92,7 +92,7 @@ class PPO(Compute, frozen=True, extra="forbid"):
         None,
         ge=1,
         description="Tokens of prompts and responses in memory at once in the update; changes no "
-        "result beyond rounding. Default: 512 on a CPU, 16,384 on a GPU.",
+        "result beyond rounding. Default: 256 on a CPU, 16,384 on a GPU.",
         json_schema_extra=UNKEYED,
     )
     max_new_tokens: int = Field(128, ge=1, description="Tokens after which a response is cut.")
