@@ -142,10 +142,10 @@ def describe(document: dict[str, Any]) -> list[str]:
     if document["expected_end"] is not None:
         first += f", done by about {for_people(document['expected_end'])}"
     lines = [first]
-    lines += [
-        f"  {row['labeler']}: {', '.join(part for part in labeler_parts(row) if part)}"
-        for row in document["labelers"]
-    ]
+    for row in document["labelers"]:
+        *parts, last = labeler_parts(row)
+        told = [*parts, f"last {last}" if last else ""]
+        lines.append(f"  {row['labeler']}: {', '.join(part for part in told if part)}")
     if document["refused"]:
         lines.append(f"  not used: {listed(document['refused'])}")
     return lines
@@ -157,7 +157,7 @@ def labeler_parts(row: dict[str, Any]) -> tuple[str, str, str, str]:
         counted(row["rankings"], "ranking"),
         f"{row['refused']:,} not usable" if row["refused"] else "",
         f"{row['seconds']:g} s a task" if row["seconds"] is not None else "",
-        f"last {for_people(row['last'])}" if row["last"] else "",
+        for_people(row["last"]) if row["last"] else "",
     )
 
 
