@@ -258,13 +258,14 @@ class _Waiting:
     def __init__(self, name: str, on_wait: Callable[[Tally, str], None]) -> None:
         self._key = f"{_slug(name)}-rankings"
         self._on_wait = on_wait
-        self._shown_last = ""
+        self._shown_last: object = None
 
     def __call__(self, stands: Tally, page: str) -> None:
         self._on_wait(stands, page)
-        if stands.taken == self._shown_last:
+        people = (stands.labelers, stands.refused)  # the expected end alone is no news
+        if people == self._shown_last:
             return
-        self._shown_last = stands.taken
+        self._shown_last = people
         first, *_ = describe(stands.document())
         text = f"{first}. Rank at {page}"
 
