@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from labeling.label_studio import Counts, LabelStudio
 from labeling.overlap import overlaps, rankings_wanted, reopen
 from labeling.records import read_candidates
 from labeling.tally import Tally, listed
+from labeling.withdrawn import Pair
 from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 60.0
 _SHARE_OF_TIME = 1 / 20
 _RESTORED_AT_MOST = 5
+_TRIES = 3  # in one look
 
 
 def wait_for_rankings(
@@ -107,6 +110,7 @@ class _Gate:
         self._reopened: dict[int, int] = {}
         self._looked: _Looked | None = None
         self._restored = 0
+        self._withdrawn: set[Pair] = set()
 
     @property
     def seen(self) -> Look:
@@ -119,31 +123,46 @@ class _Gate:
         return self._looked.tally
 
     def look(self, label_studio: LabelStudio) -> None:
-        """Look whether all is as it should be, and at the answers where it may be worth it."""
-        project = self.published.project
-        try:
-            counts = label_studio.count(project)
-            if counts.tasks != self.published.in_project:
-                self._put_back(label_studio)
-                project, self._looked = self.published.project, None
-                counts = label_studio.count(project)
-            if not self._may_be_enough(counts) and not self._is_due():
-                return
-            changed, begun = label_studio.last_change(project), time.monotonic()
-            last = self._looked
-            if last and (last.counts, last.changed) == (counts, changed):
-                stands = last.look.tally(self.numbers, self.config.wanted)  # the clock went on
-                self._looked = replace(last, at=begun, tally=stands)
-                return
-            look = labels.look(label_studio, self.published, self.tasks)
-            now = time.monotonic()
-            stands = look.tally(self.numbers, self.config.wanted)
-            self._looked = _Looked(look, stands, counts, changed, now, now - begun)
-            self._reopen(label_studio, look)
-        except Gone:
+        """Look whether all is as it should be, and at the answers where it may be worth it.
+
+        Raises ConnectionError when it is not after some tries, or the server fails.
+        """
+        for _ in range(_TRIES):
+            with contextlib.suppress(Gone):
+                if self._look(label_studio):
+                    return
             self._put_back(label_studio)
             self._looked = None
-            self.look(label_studio)
+        raise ConnectionError(
+            f"project {self.published.project.title!r} of Label Studio is gone, or lacks tasks, as "
+            "often as it is put right"
+        )
+
+    def _look(self, label_studio: LabelStudio) -> bool:
+        """Whether all tasks are there. Only an export tells which are: somebody may have deleted
+        one and added another."""
+        project = self.published.project
+        counts = label_studio.count(project)
+        if counts.tasks != self.published.in_project:
+            return False
+        if not self._may_be_enough(counts) and not self._is_due():
+            return True
+        changed, begun = label_studio.last_change(project), time.monotonic()
+        last = self._looked
+        if last and (last.counts, last.changed) == (counts, changed):
+            stands = last.look.tally(self.numbers, self.config.wanted)  # the clock went on
+            self._looked = replace(last, at=begun, tally=stands)
+            return True
+        look = labels.look(label_studio, self.published, self.tasks)
+        if look.missing:
+            return False
+        now = time.monotonic()
+        stands = look.tally(self.numbers, self.config.wanted)
+        self._looked = _Looked(look, stands, counts, changed, now, now - begun)
+        labels.warn_of_vanished(self.published, look, self._withdrawn)
+        self._withdrawn = look.withdrawn
+        self._reopen(label_studio, look)
+        return True
 
     def _reopen(self, label_studio: LabelStudio, look: Look) -> None:
         usable = Counter(ranking.task for ranking in look.rankings)

@@ -7,7 +7,7 @@ import json
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,12 +21,12 @@ from labeling.errors import InputError
 from labeling.label_studio import LabelStudio, Project
 from labeling.overlap import of_labeler, overlaps, rankings_wanted, set_overlaps, submitted, usual
 from labeling.publishing import KnownTask
-from labeling.rankings import Answer, read_answers
+from labeling.rankings import Answer, Refusal, read_answers
 from labeling.records import Candidates, Ranking, read_candidates, read_rankings, write_rankings
 from labeling.scoring import load_score_function
 from labeling.snapshots import Snapshot, Tasks
 from labeling.tally import Tally, listed, tally
-from labeling.withdrawn import note_answers, withdrawn
+from labeling.withdrawn import Pair, holding, is_suspicious, note_answers, withdrawn
 from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class Look:
     answers: list[Answer]
     snapshot: Snapshot
     submitted: dict[str, tuple[int, int]] = field(default_factory=dict, hash=False)
+    missing: int = 0  # tasks of the round that the export has not
 
     @property
     def rankings(self) -> list[Ranking]:
@@ -90,6 +91,11 @@ class Look:
     def refused(self) -> Counter[str]:
         """How many annotations are not used, by `Refusal`."""
         return Counter(answer.refusal for answer in self.answers if answer.refusal is not None)
+
+    @property
+    def withdrawn(self) -> set[Pair]:
+        """(task key, labeler) of the answers that somebody deleted."""
+        return {(a.task, a.labeler) for a in self.answers if a.refusal is Refusal.WITHDRAWN}
 
     def tally(self, numbers: Mapping[str, int], wanted: int | None) -> Tally:
         """Where the ranking stands now; labeling/tally.py says of what."""
@@ -144,7 +150,7 @@ def publish(
             counted(len(tasks), "task"),
             counted(min(numbers.values()), "labeler"),
         )
-    run = _run_id(folder)
+    run = _run_mark(folder, _make_run_id(folder))
     for attempt in range(1, _PUBLISHED_ANEW_AT_MOST + 1):
         project = label_studio.ensure_project(name, config.instructions, usual(numbers), run)
         if is_frozen:
@@ -152,12 +158,25 @@ def publish(
         known = _known_tasks(folder / "snapshots", tasks)
         try:
             report = publishing.publish(label_studio, project, tasks, known)
-            set_overlaps(label_studio, project, numbers)
+            set_overlaps(label_studio, project, numbers, report.listed)
         except Gone:
             if attempt == _PUBLISHED_ANEW_AT_MOST:
                 raise
             logger.warning("somebody deleted project %r meanwhile: created anew", name)
             continue
+        if report.new_accounts:
+            logger.warning(
+                "their accounts had been deleted, and are made anew for their answers, without a "
+                "password: %s; docs/labeling.md says how they log in again",
+                ", ".join(report.new_accounts),
+            )
+        if report.left_out:
+            logger.warning(
+                "%s not put back: Label Studio does not take their labelers' accounts; they are "
+                "in %s",
+                counted(report.left_out, "answer"),
+                folder / "snapshots",
+            )
         if report.restored:
             logger.warning(
                 "%s had been deleted in Label Studio's project %r: put back, with %s from the "
@@ -174,17 +193,28 @@ def publish(
 
 
 def _run_id(folder: Path) -> str:
-    """The run's lasting id, by which its project in Label Studio is told from another folder's of
-    the same name: `runs/<name>/id`, made the first time."""
-    path = folder.parents[1] / "id"
+    """The run's lasting id, by which its projects in Label Studio are told from another folder's of
+    the same name: `runs/<name>/id`. "" before it is made."""
     try:
-        return path.read_text().strip()
+        return (folder.parents[1] / "id").read_text().strip()
     except FileNotFoundError:
+        return ""
+
+
+def _make_run_id(folder: Path) -> str:
+    path = folder.parents[1] / "id"
+    if not (made := _run_id(folder)):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name("id.partial")
         partial.write_text(f"{uuid.uuid4().hex[:12]}\n")
         put_in_place(partial, path)
-        return path.read_text().strip()
+        made = _run_id(folder)
+    return made
+
+
+def _run_mark(folder: Path, run: str) -> str:
+    """What a round's project is marked with: each round of a run has one of its own."""
+    return f"{run}_{folder.name}" if run else ""
 
 
 def _known_tasks(folder: Path, tasks: Sequence[Candidates]) -> dict[str, KnownTask]:
@@ -204,7 +234,28 @@ def look(label_studio: LabelStudio, published: Published, tasks: Sequence[Candid
         raise ConnectionError(f"Label Studio at {label_studio.url}: {error}") from None
     snapshot = snapshots.keep(published.snapshots, content)
     note_answers(published.snapshots, export)
-    return Look(_answers(published.snapshots, export, tasks), snapshot, submitted(export))
+    there = {(task.get("data") or {}).get("key") for task in export}
+    missing = sum(task.key not in there for task in tasks)
+    answers = _answers(published.snapshots, export, tasks)
+    return Look(answers, snapshot, submitted(export), missing)
+
+
+def warn_of_vanished(published: Published, now: Look, before: Collection[Pair]) -> None:
+    """Say when many answers went that were not among those withdrawn `before`, and which snapshot
+    has them: Label Studio lets everybody delete everybody's at one stroke."""
+    gone = now.withdrawn - set(before)
+    if not is_suspicious(gone, len(now.rankings) + len(gone)):
+        return
+    found = holding(published.snapshots, gone)
+    logger.warning(
+        "%s of %s were deleted in Label Studio's project %r, while the tasks are there, and do not "
+        "count any more: %s; if their labelers did not mean to, docs/labeling.md says how they "
+        "come back",
+        counted(len(gone), "answer"),
+        counted(len({labeler for _, labeler in gone}), "labeler"),
+        published.project.title,
+        f"{found.path} has them" if found else "no snapshot has them",
+    )
 
 
 def stands_now(label_studio: LabelStudio, name: str, config: Labeling, folder: Path) -> Tally:
@@ -226,7 +277,7 @@ def answers_now(
     except FileNotFoundError:
         return [], []
     kept = folder / "snapshots"
-    project = label_studio.find_project(name, _run_id(folder))
+    project = label_studio.find_project(name, _run_mark(folder, _run_id(folder)))
     if project is None:
         found = snapshots.latest(kept)
         export: Tasks = found[1] if found else []

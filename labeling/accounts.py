@@ -46,14 +46,18 @@ def accounts(server: LabelStudio) -> list[Account]:
 
 def ensure_account(server: LabelStudio, email: str) -> int:
     """The id of the account with this email, created if there is none: an answer that is put back
-    needs its labeler. A person's gets no usable password; a simulated labeler's signs up."""
+    needs its labeler. A person's gets no usable password; a simulated labeler's signs up.
+
+    Raises InputError when the server makes none, for instance because the account was removed from
+    the organization: it is there, and not listed by its email.
+    """
     email = email.lower()
-    if email.endswith(SIMULATED):
-        return sign_in(server, email).id
     for _ in range(2):
         for user in server.ask(lambda: list(server.client.users.list()), repeat=True):
             if (user.email or "").lower() == email:
                 return int(user.id)
+        if email.endswith(SIMULATED):
+            return sign_in(server, email).id
         server.ask(lambda: server.client.users.create(username=email, email=email))
     raise ConnectionError(f"Label Studio at {server.url} lost the account {email}")
 

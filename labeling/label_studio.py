@@ -24,19 +24,22 @@ from labeling.records import digest
 
 logger = logging.getLogger(__name__)
 
+_EXPORT_POLL_S = 1.0
 _MARK = re.compile(r"Ranked with Rankloop(?: \(run (\w+)\))?: please keep this line")
 
 
 @dataclass(frozen=True)
 class Project:
     """A project of ours. `url` opens it in a browser; `is_new`: it was created just now;
-    `is_shared`: another run of the same name, in another folder, created it."""
+    `is_shared`: another run of the same name, in another folder, created it. `overlap`: how many
+    labelers a task is shown to that was given no number of its own."""
 
     id: int
     title: str
     url: str
     is_new: bool = field(default=False, compare=False)
     is_shared: bool = field(default=False, compare=False)
+    overlap: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,9 @@ class LabelStudio(Connection):
 
         `instructions`: Markdown; None: the default. `overlap`: how many labelers the server shows
         each task to. Titles are not unique and others may use the same one, so ours carries a mark
-        in its description, with the id of the `run` that it belongs to. One of another run is given
-        back as it is, `is_shared`. Label Studio takes 3 to 50 characters; a title outside that is
-        made to fit, always in the same way.
+        in its description, with the id of the `run` that it belongs to: by it, it is found under any
+        title. One of another run is given back as it is, `is_shared`. Label Studio takes 3 to 50
+        characters; a title outside that is made to fit, always in the same way.
         """
         title = _fit_title(title)
         wanted: dict[str, Any] = {
@@ -84,16 +87,18 @@ class LabelStudio(Connection):
                 raise ConnectionError(f"Label Studio at {self.url} lost the project {title!r}")
             logger.info("Label Studio project %r created", title)
         if is_shared := _run_of(ours) not in ("", run):
-            return Project(ours.id, title, self.page(ours.id), is_new, is_shared)
+            of_server = ours.maximum_annotations or 0
+            return Project(ours.id, title, self.page(ours.id), is_new, is_shared, of_server)
         if _run_of(ours) == run:
             del wanted["description"]  # people may have added to it
         changed = {k: v for k, v in wanted.items() if getattr(ours, k, None) != v}
         if changed:
             self.ask(lambda: self.client.projects.update(ours.id, **changed))
-        return Project(ours.id, title, self.page(ours.id), is_new)
+        return Project(ours.id, title, self.page(ours.id), is_new, overlap=overlap)
 
     def find_project(self, title: str, run: str = "") -> Project | None:
-        """The project with this title that is ours, if there is one; of several, this run's."""
+        """The project with this title that is ours, if there is one; this run's before others',
+        though somebody gave it another title."""
         title = _fit_title(title)
         ours = self._find(title, run)
         return None if ours is None else Project(ours.id, title, self.page(ours.id))
@@ -103,16 +108,20 @@ class LabelStudio(Connection):
         return f"{self.public_url}/projects/{project_id}"
 
     def _find(self, title: str, run: str = "") -> Any:
-        """This run's own before others', the oldest of several."""
+        """This run's own, under any title, before others' with this one; the oldest of several."""
 
-        def search() -> list[Any]:
-            found: Iterable[Any] = self.client.projects.list(title=title, page_size=100)
-            # The server's filter matches substrings, so the title is compared once more.
-            return [p for p in found if p.title == title and _run_of(p) is not None]
+        def search(**given: Any) -> list[Any]:
+            found: Iterable[Any] = self.client.projects.list(page_size=100, **given)
+            return [p for p in found if _run_of(p) is not None]
 
-        return min(
-            self.ask(search, repeat=True), key=lambda p: (_run_of(p) != run, p.id), default=None
-        )
+        # The server's filter matches substrings, so the title is compared once more.
+        titled = self.ask(lambda: [p for p in search(title=title) if p.title == title], repeat=True)
+        found = min(titled, key=lambda p: (_run_of(p) != run, p.id), default=None)
+        if run and (found is None or _run_of(found) != run):
+            everything = self.ask(lambda: search(include="id,description"), repeat=True)
+            if own := [p.id for p in everything if _run_of(p) == run]:
+                return self.ask(lambda: self.client.projects.get(min(own)), repeat=True)
+        return found
 
     # --- answers ---------------------------------------------------------------------------------
 
@@ -196,7 +205,13 @@ class LabelStudio(Connection):
                 request_options={"timeout_in_seconds": long},
             )
             try:
-                if made.status == "failed":  # why, only the server's log tells: a locked database?
+                status, deadline = made.status, time.monotonic() + LONG_REQUEST_S
+                while status in ("created", "in_progress"):  # a worker of the server makes it
+                    if time.monotonic() > deadline:
+                        raise ConnectionError(f"Label Studio at {self.url} does not end an export")
+                    time.sleep(_EXPORT_POLL_S)
+                    status = exports.get(project.id, made.id).status
+                if status == "failed":  # why, only the server's log tells: a locked database?
                     raise ConnectionError(f"Label Studio at {self.url} failed to export")
                 return b"".join(
                     exports.download(
@@ -210,7 +225,11 @@ class LabelStudio(Connection):
                 with contextlib.suppress(ConnectionError, InputError):
                     self.ask(lambda: exports.delete(project.id, made.id))
 
-        content = self.ask(snapshot, repeat=True)
+        try:
+            content = self.ask(snapshot, repeat=True)
+        except Gone as error:
+            self.count(project)  # is it the project that is gone, or the export alone?
+            raise ConnectionError(f"Label Studio at {self.url} lost an export ({error})") from None
         if not (content.lstrip().startswith(b"[") and content.rstrip().endswith(b"]")):
             raise ConnectionError(f"Label Studio at {self.url} sent a part of the export only")
         return content

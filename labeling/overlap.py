@@ -18,6 +18,7 @@ from typing import Any
 
 from labeling.config import Labeling
 from labeling.label_studio import LabelStudio, Project
+from labeling.project_tasks import Listed
 from labeling.records import digest
 
 _THREADS = 4  # more bring locks on SQLite
@@ -55,8 +56,15 @@ def usual(numbers: Mapping[str, int]) -> int:
     return Counter(numbers.values()).most_common(1)[0][0]
 
 
-def set_overlaps(server: LabelStudio, project: Project, numbers: Mapping[str, int]) -> int:
-    """Give each task its number of labelers where the server has another; how many had.
+def set_overlaps(
+    server: LabelStudio,
+    project: Project,
+    numbers: Mapping[str, int],
+    there: Sequence[Listed] | None = None,
+) -> int:
+    """Give each task its number of labelers where the server has another; how many had. `there`:
+    the tasks, by somebody who has just listed or sent them; a listing takes half a second for each
+    thousand.
 
     The server does not look again whether a task is done, so that is said with it: a task that one
     has ranked and two shall rank comes back into the queue.
@@ -71,9 +79,10 @@ def set_overlaps(server: LabelStudio, project: Project, numbers: Mapping[str, in
         )
         return [(str((task.data or {}).get("key")), task) for task in tasks]
 
+    listed = server.ask(read, repeat=True) if there is None else [(one.key, one) for one in there]
     others = [
         (task, numbers[key])
-        for key, task in server.ask(read, repeat=True)
+        for key, task in listed
         if key in numbers and numbers[key] != task.overlap
     ]
 

@@ -34,7 +34,9 @@ class Listed:
     id: int
     key: str
     created: datetime
-    is_answered: bool
+    is_answered: bool  # or skipped
+    overlap: int = 0
+    total_annotations: int = 0  # submitted, not skipped
 
 
 def list_tasks(server: LabelStudio, project: Project) -> tuple[list[Listed], int]:
@@ -42,7 +44,8 @@ def list_tasks(server: LabelStudio, project: Project) -> tuple[list[Listed], int
     thousand."""
 
     def read() -> list[Any]:
-        include = ["id", "data.key", "created_at", "total_annotations", "cancelled_annotations"]
+        include = ["id", "data.key", "created_at", "overlap"]
+        include += ["total_annotations", "cancelled_annotations"]
         return list(
             server.client.tasks.list(
                 project=project.id,
@@ -59,6 +62,8 @@ def list_tasks(server: LabelStudio, project: Project) -> tuple[list[Listed], int
             str(task.data["key"]),
             task.created_at,
             bool(task.total_annotations or task.cancelled_annotations),
+            task.overlap or 0,
+            task.total_annotations or 0,
         )
         for task in listed
         if "key" in (task.data or {})

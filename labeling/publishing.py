@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from labeling import connection, page, project_tasks
-from labeling.accounts import ensure_account
+from labeling.accounts import SIMULATED, accounts, ensure_account
 from labeling.connection import LONG_REQUEST_S
+from labeling.errors import InputError
 from labeling.label_studio import LabelStudio, Project
 from labeling.project_tasks import Listed
 from labeling.rankings import changed_at, read_time
@@ -31,14 +32,19 @@ BATCH = 1000
 @dataclass(frozen=True)
 class PublishReport:
     """How many of the given tasks were created now, and how many were there before. `restored` of
-    those created had been there at some time, and got their `answers` back. `tasks`: all in the
-    project, strangers' too."""
+    those created had been there at some time, and got their `answers` back, but for those
+    `left_out`, whose labelers the server refuses. `new_accounts` were made for answers of people
+    whom it did not know any more. `tasks`: all in the project, strangers' too;
+    `listed`: the given ones, None where the server did not tell their ids."""
 
     created: int
     already_there: int
     restored: int = field(default=0, compare=False)
     answers: int = field(default=0, compare=False)
     tasks: int = field(default=0, compare=False)
+    left_out: int = field(default=0, compare=False)
+    new_accounts: tuple[str, ...] = field(default=(), compare=False)
+    listed: Sequence[Listed] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,11 @@ def publish(
         created=len(wanted) - len(before),
         already_there=len(before),
         restored=len(restored),
-        answers=sum(len(task.annotations) for task in restored),
+        answers=sum(len(task.annotations) for task in restored) - len(state.left_out),
         tasks=count,
+        left_out=len(state.left_out),
+        new_accounts=tuple(state.new_accounts),
+        listed=state.listed if state.is_listed else None,
     )
 
 
@@ -133,7 +142,11 @@ class _State:
         self.wanted, self.known = wanted, known
         self.keys: set[str] = set()
         self.count = 0
-        self._accounts: dict[str, int] = {}
+        self.listed: list[Listed] = []
+        self.is_listed = True
+        self.new_accounts: list[str] = []
+        self.left_out: set[tuple[str, int]] = set()  # task and place of the answer
+        self._accounts: dict[str, int | dict[str, str] | None] = {}
 
     def missing(self) -> list[tuple[str, Candidates]]:
         """Key and task; a key is a digest, worth keeping."""
@@ -144,6 +157,7 @@ class _State:
         listed, strangers = project_tasks.list_tasks(self.server, self.project)
         ours = project_tasks.remove_others(self.server, self.project, listed, self.wanted.keys())
         ours = project_tasks.remove_copies(self.server, self.project, ours, self._lost(ours))
+        self.listed, self.is_listed = ours, True
         self.keys = {task.key for task in ours}
         self.count = len(ours) + strangers
 
@@ -161,36 +175,87 @@ class _State:
 
     def send(self, batch: Sequence[tuple[str, Candidates]]) -> None:
         """One request, which the server commits whole or not at all."""
-        rows: list[Any] = []
-        for key, task in batch:
-            row: dict[str, Any] = {"data": page.task_data(task)}
-            if key in self.known:
-                row["annotations"] = [
-                    self._annotation(annotation) for annotation in self.known[key].annotations
-                ]
-            rows.append(row)
+        rows = self._rows(batch)
+        try:
+            made = self._import(rows)
+        except InputError:
+            unsure = [email for email, who in self._accounts.items() if isinstance(who, dict)]
+            if not unsure:
+                raise
+            self._accounts |= dict.fromkeys(unsure)  # it may be for them that it refuses
+            rows = self._rows(batch)
+            made = self._import(rows)
         answers = sum(len(row.get("annotations", ())) for row in rows)
-        made = self.server.ask(
-            lambda: self.server.client.projects.import_tasks(
-                self.project.id,
-                request=rows,
-                request_options={"max_retries": 0, "timeout_in_seconds": int(LONG_REQUEST_S)},
-            )
-        )
         if (made.annotation_count or 0) < answers:
             # It does so when it meets a locked database and tries once more.
             raise ConnectionError("Label Studio took tasks without their answers")
         self.keys.update(key for key, _ in batch)
         self.count += len(batch)
+        self._note(batch, rows, made.task_ids or [])
 
-    def _annotation(self, exported: Mapping[str, Any]) -> dict[str, Any]:
-        """An exported annotation as an import takes it."""
-        email = _email(exported)
+    def _note(
+        self, batch: Sequence[tuple[str, Candidates]], rows: Sequence[Any], ids: Sequence[int]
+    ) -> None:
+        """What was sent is there as if it had been listed."""
+        if len(ids) != len(batch):
+            self.is_listed = False
+            return
+        for (key, _), row, id_ in zip(batch, rows, ids, strict=True):
+            given = row.get("annotations", ())
+            answers = sum(not annotation["was_cancelled"] for annotation in given)
+            now = datetime.now(UTC)
+            self.listed.append(
+                Listed(id_, key, now, bool(given), self.project.overlap, total_annotations=answers)
+            )
+
+    def _import(self, rows: Sequence[Any]) -> Any:
+        return self.server.ask(
+            lambda: self.server.client.projects.import_tasks(
+                self.project.id,
+                request=rows,
+                return_task_ids=True,
+                request_options={"max_retries": 0, "timeout_in_seconds": int(LONG_REQUEST_S)},
+            )
+        )
+
+    def _rows(self, batch: Sequence[tuple[str, Candidates]]) -> list[Any]:
+        rows: list[Any] = []
+        for key, task in batch:
+            row: dict[str, Any] = {"data": page.task_data(task)}
+            if key in self.known:
+                row["annotations"] = []
+                for place, exported in enumerate(self.known[key].annotations):
+                    if (annotation := self._annotation(exported)) is None:
+                        self.left_out.add((key, place))
+                    else:
+                        row["annotations"].append(annotation)
+            rows.append(row)
+        return rows
+
+    def _account(self, email: str) -> int | dict[str, str] | None:
+        """The labeler as an import takes it: by id, or by email; None: not at all.
+
+        The server blanks the email of an account that was removed from the organization, and makes
+        no other with it; but it knows it when an import names it.
+        """
         if email not in self._accounts:
-            self._accounts[email] = ensure_account(self.server, email)
+            is_known = any(email.lower() == one.email for one in accounts(self.server))
+            try:
+                self._accounts[email] = ensure_account(self.server, email)
+            except InputError:
+                self._accounts[email] = {"email": email}
+            else:
+                if not is_known and not email.lower().endswith(SIMULATED):
+                    self.new_accounts.append(email)
+        return self._accounts[email]
+
+    def _annotation(self, exported: Mapping[str, Any]) -> dict[str, Any] | None:
+        """An exported annotation as an import takes it."""
+        if (account := self._account(_email(exported))) is None:
+            return None
         return {
             "result": exported.get("result") or [],
-            "completed_by": self._accounts[email],
+            "completed_by": account,
             "was_cancelled": bool(exported.get("was_cancelled")),
             "ground_truth": bool(exported.get("ground_truth")),
             "lead_time": exported.get("lead_time"),

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from labeling.rankings import annotations_of
-from labeling.snapshots import write_private
+from labeling.snapshots import Snapshot, whole, write_private
 
 logger = logging.getLogger(__name__)
 
 FILE = "answered.json"
+_MANY, _MANY_SHARE = 3, 0.1
 
 Pair = tuple[str, str]
 
@@ -52,6 +53,21 @@ def withdrawn(folder: Path, export: Iterable[Mapping[str, Any]]) -> set[Pair]:
         for pair, id_ in _noted(folder).items()
         if pair[0] in keys and pair not in there and id_ not in ids
     }
+
+
+def is_suspicious(gone: Collection[Pair], of: int) -> bool:
+    """Whether so many answers of `of` that went at one time are more than somebody's second
+    thoughts: at least three, and a tenth of all or those of several labelers."""
+    is_many = len(gone) >= _MANY_SHARE * of or len({labeler for _, labeler in gone}) > 1
+    return is_many and len(gone) >= _MANY
+
+
+def holding(folder: Path, pairs: Collection[Pair]) -> Snapshot | None:
+    """The newest snapshot that has one of these answers, and so had them before they went."""
+    for snapshot, tasks in whole(folder):
+        if any((key, labeler) in pairs for key, labeler, _ in annotations_of(tasks)):
+            return snapshot
+    return None
 
 
 def _noted(folder: Path) -> dict[Pair, str]:

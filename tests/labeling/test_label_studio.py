@@ -3,7 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from label_studio_sdk.core.api_error import ApiError
 
+import labeling.label_studio
 from flows.embedded import free_port
 from labeling import connection, page
 from labeling.accounts import sign_in
@@ -184,6 +186,55 @@ def test_a_failed_export_is_no_export(
     with pytest.raises(ConnectionError, match="failed to export"):
         label_studio.export_bytes(project)
     assert list(exports.list(project.id)) == []
+
+
+def test_an_export_that_a_worker_of_the_server_makes_is_waited_for(
+    label_studio: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labeling.label_studio, "_EXPORT_POLL_S", 0.01)
+    project = label_studio.ensure_project("slow export", "Rank them.")
+    publish(label_studio, project, make_tasks("slow export", 1))
+    exports, answers = label_studio.client.projects.exports, ["created", "in_progress"]
+    create, get, download = exports.create, exports.get, exports.download
+
+    def unfinished(made: Any) -> Any:
+        return made.model_copy(update={"status": answers.pop(0)}) if answers else made
+
+    def refuse_unfinished(*arguments: Any, **given: Any) -> Any:
+        if answers:
+            raise ApiError(status_code=404, body="Export is not completed")
+        return download(*arguments, **given)
+
+    monkeypatch.setattr(exports, "create", lambda *a, **given: unfinished(create(*a, **given)))
+    monkeypatch.setattr(exports, "get", lambda *a, **given: unfinished(get(*a, **given)))
+    monkeypatch.setattr(exports, "download", refuse_unfinished)
+    assert len(label_studio.export(project)) == 1
+    assert answers == []
+
+
+def test_an_export_that_is_gone_is_no_deleted_project(
+    label_studio: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = label_studio.ensure_project("lost export", "Rank them.")
+
+    def lose(*_: Any, **__: Any) -> Any:
+        raise ApiError(status_code=404, body="Export is not completed")
+
+    monkeypatch.setattr(label_studio.client.projects.exports, "download", lose)
+    with pytest.raises(ConnectionError, match="lost an export"):
+        label_studio.export_bytes(project)
+
+
+def test_a_runs_project_is_found_under_another_title(label_studio: LabelStudio) -> None:
+    first = label_studio.ensure_project("before it", "mine", run="renamed_000")
+    second = label_studio.ensure_project("before it, round 1", "mine", run="renamed_001")
+    label_studio.client.projects.update(first.id, title="after it")
+    again = label_studio.ensure_project("before it", "mine", run="renamed_000")
+    assert (again.id, again.is_new, again.is_shared) == (first.id, False, False)
+    assert label_studio.find_project("before it", "renamed_000") == again
+    assert label_studio.find_project("before it, round 1", "renamed_001") == second
+    stranger = label_studio.ensure_project("before it", "theirs", run="anothers_000")
+    assert stranger.id not in (first.id, second.id)
 
 
 def test_a_project_of_nobodys_run_becomes_this_runs_and_anothers_does_not(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from label_studio_sdk.core.api_error import ApiError
 
 from labeling import connection, page, publishing, snapshots
-from labeling.accounts import ensure_account, sign_in
+from labeling.accounts import SIMULATED, ensure_account, sign_in
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio, Project
 from labeling.project_tasks import keys, list_tasks
@@ -199,6 +200,78 @@ def test_an_answer_that_its_labeler_withdrew_does_not_come_back(label_studio: La
     report = publish(label_studio, project, tasks, seen)
     assert (report, report.restored) == (PublishReport(0, 2), 0)
     assert label_studio.count(project).answers == 0
+
+
+def publish_after_a_deletion(
+    server: LabelStudio, project: Project, tasks: list[Candidates], seen: dict[str, KnownTask]
+) -> PublishReport:
+    for task in list_tasks(server, project)[0]:
+        server.client.tasks.delete(str(task.id))
+    return publish(server, project, tasks, seen)
+
+
+def remove_from_organization(server: LabelStudio, id_: int) -> None:
+    me = server.client.users.whoami()
+    httpx.delete(
+        f"{server.url}/api/organizations/{me.active_organization}/memberships/{id_}/",
+        headers={"Authorization": f"Token {server._token}"},
+    ).raise_for_status()
+
+
+@pytest.mark.parametrize("domain", ["@example.org", SIMULATED])
+def test_answers_of_somebody_who_was_removed_from_the_organization_come_back(
+    label_studio: LabelStudio, domain: str
+) -> None:
+    """The server lists such an account without its email, and makes no other with it."""
+    project = label_studio.ensure_project(f"removed {domain}", "Rank them.")
+    tasks, removed = make_tasks("removed", 2), f"removed-{uuid.uuid4().hex[:8]}{domain}"
+    publish(label_studio, project, tasks)
+    answer(label_studio, project, tasks[0], removed)
+    answer(label_studio, project, tasks[1], "ann@example.org")
+    remove_from_organization(label_studio, ensure_account(label_studio, removed))
+    before = rankings_from_export(label_studio.export(project), tasks)
+    report = publish_after_a_deletion(label_studio, project, tasks, known(label_studio, project))
+    assert (report.answers, report.left_out, report.new_accounts) == (2, 0, ())
+    after = rankings_from_export(label_studio.export(project), tasks)
+    assert after == before
+    assert removed in {ranking.labeler for ranking in after[0]}
+
+
+def test_answers_of_a_deleted_account_come_back_to_a_new_one_that_is_told(
+    label_studio: LabelStudio,
+) -> None:
+    project = label_studio.ensure_project("deleted account", "Rank them.")
+    tasks, deleted = make_tasks("deleted account", 1), f"{uuid.uuid4().hex[:8]}@example.org"
+    publish(label_studio, project, tasks)
+    answer(label_studio, project, tasks[0], deleted)
+    before, seen = label_studio.export(project), known(label_studio, project)
+    label_studio.client.users.delete(ensure_account(label_studio, deleted))
+    report = publish_after_a_deletion(label_studio, project, tasks, seen)
+    assert (report.answers, report.new_accounts) == (1, (deleted,))
+    after = label_studio.export(project)
+    assert rankings_from_export(after, tasks) == rankings_from_export(before, tasks)
+
+
+def test_tasks_come_back_without_the_answers_whose_labeler_the_server_refuses(
+    label_studio: LabelStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = label_studio.ensure_project("refused labeler", "Rank them.")
+    tasks, refused = make_tasks("refused labeler", 2), f"{uuid.uuid4().hex[:8]}@example.org"
+    publish(label_studio, project, tasks)
+    answer(label_studio, project, tasks[0], "ann@example.org")
+    answer(label_studio, project, tasks[0], refused)
+    seen = known(label_studio, project)
+    label_studio.client.users.delete(ensure_account(label_studio, refused))
+
+    def refuse(**_: Any) -> None:
+        raise ApiError(status_code=400, body="no")
+
+    monkeypatch.setattr(label_studio.client.users, "create", refuse)
+    report = publish_after_a_deletion(label_studio, project, tasks, seen)
+    assert (report, report.answers, report.left_out) == (PublishReport(2, 0), 1, 1)
+    assert dict(keys(label_studio, project)) == once(tasks)
+    (ranking,) = rankings_from_export(label_studio.export(project), tasks)[0]
+    assert ranking.labeler == "ann@example.org"
 
 
 def test_the_answers_of_an_account_that_is_gone_are_not_given_to_ours() -> None:
