@@ -10,8 +10,10 @@ median of the rounds, because most of them are the server's. A ratio is Rankloop
 bare time: what safety costs. Beside it stands that of CPU seconds, the server's and the client's
 together, which other work on the machine moves less.
 
-- In. Bare is one `import_tasks` with all tasks, which were made before the clock starts. Rankloop's
-  is `publish`: tasks made of candidates, sent in requests of a thousand, and counted afterwards.
+- In, to a project that is made in that time. Bare is `projects.create` and one `import_tasks` with
+  all tasks, which were made before the clock starts. Rankloop's is `flows.labels.publish`, as a
+  round runs it: candidates read from their file, tasks made of them, sent in requests of a
+  thousand, counted, and given their number of labelers (one each).
 - Out, with one ranking of each task. Bare is `exports.create` without options, and its download.
   Rankloop's is a look of the gate: export with the labelers' addresses, a snapshot on the disk, and
   every annotation checked and counted.
@@ -47,6 +49,7 @@ from flows import embedded, labels, processes, server_home
 from flows.embedded import free_port
 from flows.labels import Published
 from labeling import page, project_tasks
+from labeling.config import Labeling
 from labeling.label_studio import LabelStudio, Project
 from labeling.publishing import KnownTask, publish
 from labeling.rankings import read_time
@@ -189,18 +192,24 @@ def measure(server: Server, tasks: list[Candidates], rounds: int, folder: Path) 
 
     once: Any = {"max_retries": 0, "timeout_in_seconds": 600}
 
-    def bare_in(project: Project) -> None:
-        sdk.projects.import_tasks(project.id, request=rows, request_options=once)
+    completions = folder / "completions.parquet"
+    write_candidates(tasks, completions)
 
-    def ours_in(project: Project) -> None:
-        publish(server.client, project, tasks)
+    def bare_in(title: str) -> None:
+        made = sdk.projects.create(title=title, label_config=page.interface())
+        sdk.projects.import_tasks(made.id, request=rows, request_options=once)
+
+    def ours_in(title: str) -> None:
+        of_round = folder / "runs" / title / "rounds" / "000"
+        labels.publish(server.client, title, Labeling(), completions, of_round)
 
     for number in range(rounds):
         for is_ours in in_turn(number):
-            project = server.project(f"in {number} {'ours' if is_ours else 'bare'}")
+            title = f"in {number} {'ours' if is_ours else 'bare'}"
             put = ours_in if is_ours else bare_in
-            said = into.take(server, is_ours, partial(put, project))
-            assert server.client.count(project).tasks == len(tasks)
+            said = into.take(server, is_ours, partial(put, title))
+            (there,) = sdk.projects.list(title=title)
+            assert there.task_number == len(tasks)
             say(f"round {number}: in, {said}")
 
     def bare_out(project: Project) -> bytes:

@@ -171,7 +171,7 @@ class RoundRecord:
             self._lock.release()
 
     def save(self) -> None:
-        write_json(self.path, self.document)
+        write_json(self.path, self.document, is_private=True)  # it names the labelers
 
     def begin(self, step: str) -> None:
         """Note the step that is at work now."""

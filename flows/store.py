@@ -287,11 +287,15 @@ def file_digest(path: Path) -> str:
     return _digests[identity]
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, is_private: bool = False) -> None:
     """Write JSON so that `path` is either the whole new file or what it was before. For one writer
-    at a time: the partial file's name is stable, so that a kill leaves nothing for ever."""
+    at a time: the partial file's name is stable, so that a kill leaves nothing for ever.
+    `is_private`: only the owner may read the file."""
     partial = path.with_name(f"{path.name}.partial")
     try:
+        if is_private:
+            partial.touch()
+            partial.chmod(0o600)
         partial.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
         put_in_place(partial, path)
     except OSError:

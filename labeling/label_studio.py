@@ -64,9 +64,9 @@ class LabelStudio(Connection):
 
         `instructions`: Markdown; None: the default. `overlap`: how many labelers the server shows
         each task to. Titles are not unique and others may use the same one, so ours carries a mark
-        in its description, with the id of the `run` that it belongs to: by it, it is found under any
-        title. One of another run is given back as it is, `is_shared`. Label Studio takes 3 to 50
-        characters; a title outside that is made to fit, always in the same way.
+        in its description, with the `run` (and its round) that it belongs to, and is found by it
+        under any title. One of another run is given back as it is, `is_shared`. Label Studio takes
+        3 to 50 characters; a title outside that is made to fit, always in the same way.
         """
         title = _fit_title(title)
         wanted: dict[str, Any] = {

@@ -224,7 +224,8 @@ def _candidates_of(row: dict) -> Candidates:
 
 def write_rankings(rankings: Sequence[Ranking], path: Path) -> None:
     """Write rankings as canonical rows: sorted, without ids and times, so that the same answers
-    give the same bytes whichever server and export they came from."""
+    give the same bytes whichever server and export they came from. They name the labelers: only the
+    owner may read the file."""
     rows = sorted(
         (
             {
@@ -239,7 +240,7 @@ def write_rankings(rankings: Sequence[Ranking], path: Path) -> None:
         ),
         key=lambda row: (row["task"], row["labeler"]),
     )
-    write_table(pa.Table.from_pylist(rows, schema=_RANKINGS), path)
+    write_table(pa.Table.from_pylist(rows, schema=_RANKINGS), path, is_private=True)
 
 
 def read_rankings(path: Path) -> list[Ranking]:

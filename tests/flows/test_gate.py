@@ -19,6 +19,7 @@ from flows.servers import Servers
 from labeling import page, snapshots
 from labeling.accounts import Labeler, sign_in
 from labeling.config import Labeling, SimulatedLabeler
+from labeling.connection import Gone
 from labeling.errors import InputError
 from labeling.label_studio import Counts, LabelStudio, Project
 from labeling.project_tasks import keys, list_tasks
@@ -297,6 +298,71 @@ def test_single_tasks_deleted_while_the_gate_waits_come_back_once(
     answer(label_studio, published, limit=4)
     assert waiting.end() == Opened(4)
     assert dict(keys(label_studio, published.project)) == {task.key: 1 for task in tasks()}
+
+
+def test_a_task_that_was_exchanged_for_another_comes_back(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    """The number of tasks tells nothing."""
+    answer(label_studio, published, limit=1)
+    (first, *_), _ = list_tasks(label_studio, published.project)
+    stranger: Any = [{"data": page.task_data(tasks("somebody's own")[0])}]
+    del stranger[0]["data"]["key"]
+    label_studio.client.projects.import_tasks(published.project.id, request=stranger)
+    label_studio.client.tasks.delete(str(first.id))
+    waiting = Waiting(label_studio, published, Labeling(wanted=4, poll_seconds=0.05))
+    until(lambda: waiting.told)
+    assert dict(keys(label_studio, published.project)) == {task.key: 1 for task in tasks()}
+    answer(label_studio, published, limit=4)
+    waiting.end()
+
+
+def test_a_project_that_is_gone_at_every_look_is_not_looked_at_for_ever(
+    label_studio: LabelStudio, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: Any) -> Look:
+        raise Gone("gone")
+
+    monkeypatch.setattr(labels, "look", lose)
+    with pytest.raises(ConnectionError, match="as often as it is put right"):
+        gate._Gate(published, Labeling()).look(label_studio)
+
+
+def delete_answers(label_studio: LabelStudio, published: Published) -> None:
+    """By Label Studio's own menu, which any account can open: everybody's."""
+    label_studio.client.actions.create(
+        id="delete_tasks_annotations", project=published.project.id, selected_items={"all": True}
+    )
+
+
+def test_answers_deleted_at_one_stroke_are_told_and_come_back_as_the_handbook_says(
+    label_studio: LabelStudio, published: Published, caplog: pytest.LogCaptureFixture
+) -> None:
+    """docs/labeling.md: move the newer snapshots away, delete the tasks without answers, and let
+    the gate put them back."""
+    for task in tasks()[:2]:
+        rank(label_studio, published, task)
+    rank(label_studio, published, tasks()[0], email="bob@example.net")
+    config = Labeling(wanted=4, poll_seconds=0.05, snapshot_minutes=0.005)
+    waiting = Waiting(label_studio, published, config)
+    until(lambda: waiting.told and waiting.told[-1][0].rankings == 3)
+    before = labels.look(label_studio, published, tasks())
+    delete_answers(label_studio, published)
+    until(lambda: waiting.told[-1][0].rankings == 0)
+    (line,) = [r.getMessage() for r in caplog.records if "do not count any more" in r.getMessage()]
+    assert "3 answers of 2 labelers were deleted" in line
+    assert str(before.snapshot.path) in line
+
+    for snapshot in snapshots.kept(published.snapshots):
+        if snapshot.taken_at > before.snapshot.taken_at:
+            snapshot.path.unlink()
+    for listed in list_tasks(label_studio, published.project)[0]:
+        label_studio.client.tasks.delete(str(listed.id))
+    until(lambda: waiting.told[-1][0].rankings == 3)
+    again = labels.look(label_studio, published, tasks())
+    assert (again.rankings, again.refused) == (before.rankings, before.refused)
+    rank(label_studio, published, tasks()[2])
+    assert waiting.end() == Opened(4)
 
 
 def test_what_arrives_twice_while_the_gate_waits_is_taken_away(

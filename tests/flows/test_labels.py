@@ -15,6 +15,7 @@ from labeling import page, snapshots
 from labeling.config import Labeling
 from labeling.errors import InputError, disk_refusal
 from labeling.label_studio import LabelStudio
+from labeling.overlap import overlaps
 from labeling.project_tasks import keys
 from labeling.records import read_rankings
 from tests.flows.ranked_round import (
@@ -189,6 +190,62 @@ def test_a_full_disk_is_told_and_leaves_no_half_of_a_snapshot(
     assert "ulimit -f" in str(disk_refusal(caught.value))
     assert list(published.snapshots.iterdir()) == []
     assert labels.look(label_studio, published, tasks()).rankings == []
+
+
+def test_asking_where_the_ranking_stands_writes_nothing(
+    label_studio: LabelStudio, tmp_path: Path
+) -> None:
+    folder = round_folder(tmp_path)
+    folder.mkdir(parents=True)
+    write_tasks(folder / "completions.parquet", tasks())
+    before = sorted(tmp_path.rglob("*"))
+    assert labels.stands_now(label_studio, "nobody's", Labeling(), folder).rankings == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_number_of_labelers_costs_no_request_where_it_is_the_projects(
+    label_studio: LabelStudio, completions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(label_studio.client.tasks, "list", refuse)
+    monkeypatch.setattr(label_studio.client.tasks, "update", refuse)
+    name, config = f"free-{uuid.uuid4().hex[:8]}", Labeling(overlap=2)
+    labels.publish(label_studio, name, config, completions, round_folder(tmp_path))
+
+
+def test_each_new_task_is_given_its_number_of_labelers_without_a_listing(
+    label_studio: LabelStudio, completions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Labeling(overlap=2, overlap_share=0.5)
+    numbers = overlaps(config, [task.key for task in tasks()])
+    assert set(numbers.values()) == {1, 2}
+    real = label_studio.client.tasks.list
+    listings: list[Any] = []
+    monkeypatch.setattr(
+        label_studio.client.tasks, "list", lambda **given: listings.append(given) or real(**given)
+    )
+    name, folder = f"share-{uuid.uuid4().hex[:8]}", round_folder(tmp_path)
+    published = labels.publish(label_studio, name, config, completions, folder)
+    assert listings == []
+    there: Any = list(real(project=published.project.id, fields="all"))
+    assert {task.data["key"]: task.overlap for task in there} == numbers
+    label_studio.client.tasks.update(str(there[0].id), overlap=7)
+    labels.publish(label_studio, name, config, completions, folder)
+    assert len(listings) == 1
+    there = list(real(project=published.project.id, fields="all"))
+    assert {task.data["key"]: task.overlap for task in there} == numbers
+
+
+def test_a_renamed_project_is_still_the_rounds(
+    label_studio: LabelStudio, published: Published
+) -> None:
+    answer(label_studio, published, limit=1)
+    label_studio.client.projects.update(published.project.id, title="somebody's own title")
+    again = publish_again(label_studio, published)
+    assert (again.project.id, again.created) == (published.project.id, 0)
+    assert label_studio.count(again.project).answers == 1
 
 
 # --- two folders, one name ------------------------------------------------------------------------

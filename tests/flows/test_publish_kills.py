@@ -3,6 +3,7 @@ seed. Whatever happens: run again, and exactly the 2,000 are there."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -15,20 +16,31 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from flows import embedded, processes, server_home
+from flows import embedded, labels, processes, server_home
 from flows.embedded import free_port
 from flows.servers import Servers
-from labeling import publishing
+from labeling import page, publishing, snapshots
+from labeling.config import Labeling
 from labeling.label_studio import LabelStudio, Project
-from labeling.project_tasks import keys
+from labeling.overlap import overlaps
+from labeling.project_tasks import keys, list_tasks
 from labeling.publishing import publish
-from labeling.records import Candidates, Completion, Prompt, read_candidates, write_candidates
+from labeling.records import (
+    Candidates,
+    Completion,
+    Prompt,
+    Ranking,
+    read_candidates,
+    write_candidates,
+)
 
 TASKS, BATCH, KILLS = 2000, 250, 3
+RANKER = "ann@example.org"
 SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.faults) for seed in range(1, 4)))
 ROOT = Path(__file__).parents[2]
 CLIENT = """
@@ -158,14 +170,18 @@ def test_a_server_killed_at_any_moment_has_exactly_the_tasks_in_the_end(
     server: Server, tasks: list[Candidates], seed: int, record_property: Callable[..., None]
 ) -> None:
     project = server.client.ensure_project(f"server killed {seed}", "Rank them.")
+    hits = 0
     with publishing_in_a_thread(server, project, tasks) as publisher:
         for count, seconds in moments(seed, "server"):
             hit = wait_for(server, project, count, publisher.is_alive)
             time.sleep(seconds)
+            hit = hit and publisher.is_alive()
+            hits += hit
             server.kill()
             server.start()
             there = server.client.count(project).tasks
             record_property("note", f"kill -9 | publish | server | {there} there | {hit} |")
+    assert hits, "nothing was killed at work"
     assert_each_once(server, project, tasks)
 
 
@@ -188,17 +204,106 @@ def test_a_client_killed_at_any_moment_leaves_nothing_to_mend_by_hand(
     }
     command = (sys.executable, "-c", CLIENT, title, str(file), str(BATCH))
     project = server.client.ensure_project(title, "Rank them.")
+    hits = 0
     for count, seconds in moments(seed, "client"):
         client = subprocess.Popen(command, env=environment)
         try:
             hit = wait_for(server, project, count, lambda c=client: c.poll() is None)  # type: ignore[misc]
             time.sleep(seconds)
+            hit = hit and client.poll() is None
         finally:
             client.kill()
             client.wait()
+        hits += hit
         there = server.client.count(project).tasks
         record_property("note", f"kill -9 | publish | client | {there} there | {hit} |")
+    assert hits, "nothing was killed at work"
     assert_each_once(server, project, read_candidates(file))
+
+
+# --- a whole round's publish: answers that come back, and a number of labelers for each ----------
+
+ROUND = """
+import os, sys
+from pathlib import Path
+from flows import labels
+from labeling import publishing
+from labeling.config import Labeling
+from labeling.label_studio import LabelStudio
+publishing.BATCH = int(sys.argv[4])
+server = LabelStudio(os.environ["LABEL_STUDIO_URL"], os.environ["LABEL_STUDIO_API_KEY"])
+config = Labeling(overlap=2, overlap_share=0.5)
+labels.publish(server, sys.argv[1], config, Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("victim", ["client", "server"])
+def test_a_round_killed_while_answers_come_back_and_numbers_are_set_is_whole_when_run_again(
+    server: Server,
+    servers: Servers,
+    tasks: list[Candidates],
+    tmp_path: Path,
+    victim: str,
+    record_property: Callable[..., None],
+) -> None:
+    """Killed twice: while tasks go in with their answers, and while they are given their numbers."""
+    some, batch = tasks[:120], 20
+    file, folder = tmp_path / "completions.parquet", tmp_path / "runs" / "n" / "rounds" / "000"
+    write_candidates(some, file)
+    title, config = f"round {victim} killed", Labeling(overlap=2, overlap_share=0.5)
+    numbers = overlaps(config, [task.key for task in some])
+    first = labels.publish(server.client, title, Labeling(), file, folder)
+    kept = [
+        task | {"annotations": [_annotation(task["data"]["key"])]}
+        for task in server.client.export(first.project)
+    ]
+    snapshots.keep(first.snapshots, json.dumps(kept).encode())
+    server.client.client.projects.delete(first.project.id)
+    assert servers.label_studio is not None
+    environment = os.environ | {
+        "LABEL_STUDIO_URL": server.client.url,
+        "LABEL_STUDIO_API_KEY": servers.label_studio.token,
+        "PYTHONPATH": str(ROOT),
+    }
+    command = (sys.executable, "-c", ROUND, title, str(file), str(folder), str(batch))
+
+    def is_importing() -> bool:
+        found = server.client.find_project(title)
+        return found is not None and server.client.count(found).tasks >= batch
+
+    def is_numbering() -> bool:
+        found = server.client.find_project(title)
+        if found is None or server.client.count(found).tasks < len(some):
+            return False
+        there = {task.key: task.overlap for task in list_tasks(server.client, found)[0]}
+        return 0 < sum(there[key] != number for key, number in numbers.items()) < len(some) / 2
+
+    for moment in (is_importing, is_numbering):
+        client = subprocess.Popen(command, env=environment)
+        try:
+            while client.poll() is None and not moment():
+                time.sleep(0.01)
+            hit = client.poll() is None
+            if victim == "server":
+                server.kill()
+        finally:
+            client.kill()
+            client.wait()
+        if victim == "server":
+            server.start()
+        record_property("note", f"kill -9 | publish | {victim} | {moment.__name__} | {hit} |")
+        assert hit
+    published = labels.publish(server.client, title, config, file, folder)
+    listed = list_tasks(server.client, published.project)[0]
+    assert sorted((task.key, task.overlap) for task in listed) == sorted(numbers.items())
+    seen = labels.look(server.client, published, some)
+    assert {(r.task, r.labeler) for r in seen.rankings} == {(t.key, RANKER) for t in some}
+    assert not seen.refused
+
+
+def _annotation(key: str) -> dict[str, Any]:
+    result = page.annotation_result(Ranking(key, RANKER, ((0,), (1,))), 2)
+    return {"result": result, "completed_by": {"email": RANKER}}
 
 
 def test_a_client_that_gives_up_on_a_slow_server_sends_nothing_twice(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from flows.config import RoundConfig
 from flows.record import LINKS, RoundRecord
 from labeling.config import Prompts
 from labeling.errors import InputError
+from labeling.records import Ranking, write_rankings
 
 
 def config(**given: Any) -> RoundConfig:
@@ -32,6 +34,13 @@ def finish(runs: Path) -> Path:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {".lock"}
+
+
+def test_what_names_the_labelers_is_for_its_owner_alone(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    write_rankings([Ranking("key", "ann@example.org", ((0,), (1,)))], folder / "labels.parquet")
+    for name in ("round.json", "labels.parquet"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
 
 
 def interrupt(record: RoundRecord) -> None:

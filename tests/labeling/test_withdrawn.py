@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from labeling.withdrawn import FILE, note_answers, withdrawn
+from labeling.withdrawn import FILE, is_suspicious, note_answers, withdrawn
 
 ANN, BOB = {"email": "Ann@example.org"}, {"email": "bob@example.org"}
 
@@ -51,3 +51,11 @@ def test_a_damaged_memory_is_begun_anew(tmp_path: Path) -> None:
     assert withdrawn(tmp_path, [task("a")]) == set()
     note_answers(tmp_path, [task("a", annotation("1", ANN))])
     assert withdrawn(tmp_path, [task("a")]) == {("a", "ann@example.org")}
+
+
+def test_second_thoughts_are_not_suspicious_and_a_deletion_of_many_is() -> None:
+    anns = [(f"task {n}", "ann") for n in range(20)]
+    assert not is_suspicious(anns[:2], of=4)
+    assert not is_suspicious(anns[:9], of=100)
+    assert is_suspicious(anns[:10], of=100)
+    assert is_suspicious([*anns[:2], ("task 0", "bob")], of=1000)
