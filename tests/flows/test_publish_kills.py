@@ -246,7 +246,7 @@ def test_a_round_killed_while_answers_come_back_and_numbers_are_set_is_whole_whe
     victim: str,
     record_property: Callable[..., None],
 ) -> None:
-    """Killed twice: while tasks go in with their answers, and while they are given their numbers."""
+    """Killed twice: while tasks go in with their answers, and while they get their numbers."""
     some, batch = tasks[:120], 20
     file, folder = tmp_path / "completions.parquet", tmp_path / "runs" / "n" / "rounds" / "000"
     write_candidates(some, file)
