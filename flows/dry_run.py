@@ -117,7 +117,7 @@ def _is_frozen(plan: Mapping[str, Planned]) -> bool:
 
 
 def _labels(config: RoundConfig, number: int, plan: Mapping[str, Planned], home: Path) -> str:
-    from flows.labels import find_frozen  # noqa: PLC0415 - the SDK takes a second
+    from flows.labels import find_frozen, find_project  # noqa: PLC0415 - the SDK takes a second
     from labeling.label_studio import LabelStudio  # noqa: PLC0415
 
     completions = plan["completions"].entry
@@ -143,7 +143,8 @@ def _labels(config: RoundConfig, number: int, plan: Mapping[str, Planned], home:
         if server is None:
             return f"{said}; Label Studio is not running"
         label_studio = LabelStudio(server.url, server.token, server.public_url)
-        project = label_studio.find_project(project_title(config.name, number))
+        folder = RoundRecord.place(Path.cwd() / "runs", config, number)
+        project = find_project(label_studio, project_title(config.name, number), folder)
         if project is None:
             return f"{said}; nothing is published yet"
         counts = label_studio.count(project)

@@ -258,6 +258,11 @@ def warn_of_vanished(published: Published, now: Look, before: Collection[Pair]) 
     )
 
 
+def find_project(label_studio: LabelStudio, name: str, folder: Path) -> Project | None:
+    """The project of the round in `folder`, whatever it is called by now; nothing is written."""
+    return label_studio.find_project(name, _run_mark(folder, _run_id(folder)))
+
+
 def stands_now(label_studio: LabelStudio, name: str, config: Labeling, folder: Path) -> Tally:
     """Where the ranking stands of a round that nobody is at work on; nothing is written.
 
@@ -277,7 +282,7 @@ def answers_now(
     except FileNotFoundError:
         return [], []
     kept = folder / "snapshots"
-    project = label_studio.find_project(name, _run_mark(folder, _run_id(folder)))
+    project = find_project(label_studio, name, folder)
     if project is None:
         found = snapshots.latest(kept)
         export: Tasks = found[1] if found else []

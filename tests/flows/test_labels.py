@@ -223,9 +223,12 @@ def test_each_new_task_is_given_its_number_of_labelers_without_a_listing(
     assert set(numbers.values()) == {1, 2}
     real = label_studio.client.tasks.list
     listings: list[Any] = []
-    monkeypatch.setattr(
-        label_studio.client.tasks, "list", lambda **given: listings.append(given) or real(**given)
-    )
+
+    def listing(**given: Any) -> Any:
+        listings.append(given)
+        return real(**given)
+
+    monkeypatch.setattr(label_studio.client.tasks, "list", listing)
     name, folder = f"share-{uuid.uuid4().hex[:8]}", round_folder(tmp_path)
     published = labels.publish(label_studio, name, config, completions, folder)
     assert listings == []
@@ -246,6 +249,8 @@ def test_a_renamed_project_is_still_the_rounds(
     again = publish_again(label_studio, published)
     assert (again.project.id, again.created) == (published.project.id, 0)
     assert label_studio.count(again.project).answers == 1
+    title = published.project.title
+    assert labels.find_project(label_studio, title, published.folder) == again.project
 
 
 # --- two folders, one name ------------------------------------------------------------------------

@@ -1,16 +1,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+import subprocess
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from flows import embedded
 from labeling import page
-from labeling.accounts import Account, accounts, invite_link, sign_in
+from labeling.accounts import (
+    Account,
+    _submit,
+    accounts,
+    ensure_account,
+    invite_link,
+    sign_in,
+)
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio
 from labeling.publishing import publish
@@ -128,6 +139,33 @@ def test_a_server_that_is_away_is_a_connection_error(
     monkeypatch.setattr(httpx.Client, "request", refuse)
     with pytest.raises(ConnectionError, match="cannot be reached"):
         signed_in.annotate(1, [])
+
+
+def test_an_account_made_for_answers_logs_in_after_the_servers_own_command(
+    label_studio: LabelStudio, servers_home: Path, email: str
+) -> None:
+    """As docs/labeling.md says: it can neither log in nor sign up without."""
+    ensure_account(label_studio, email)
+    password = secrets.token_urlsafe(12)
+
+    def logs_in() -> bool:
+        with httpx.Client(base_url=label_studio.url, timeout=60) as http:
+            form = {"email": email, "password": password}
+            return _submit(http, "/user/login/", form)
+
+    assert not logs_in()
+    subprocess.run(
+        (
+            str(embedded._label_studio_binary()),
+            "reset_password",
+            *("--data-dir", str(servers_home / "label-studio")),
+            *("--username", email, "--password", password),
+        ),
+        env=os.environ | {"LATEST_VERSION_CHECK": "false", "COLLECT_ANALYTICS": "false"},
+        check=True,
+        capture_output=True,
+    )
+    assert logs_in()
 
 
 def test_a_deleted_task_is_an_input_error(label_studio: LabelStudio, email: str) -> None:
