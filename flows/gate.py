@@ -191,6 +191,7 @@ class _Gate:
         self.published = labels.publish(
             label_studio, before.project.title, self.config, before.completions, before.folder
         )
+        self._reopened.clear()  # each task has its first number again, and perhaps another id
         self._restored += self.published.created > 0
         if self._restored > _RESTORED_AT_MOST:
             raise InputError(

@@ -234,10 +234,9 @@ def look(label_studio: LabelStudio, published: Published, tasks: Sequence[Candid
         raise ConnectionError(f"Label Studio at {label_studio.url}: {error}") from None
     snapshot = snapshots.keep(published.snapshots, content)
     note_answers(published.snapshots, export)
-    there = {(task.get("data") or {}).get("key") for task in export}
+    there = submitted(export)
     missing = sum(task.key not in there for task in tasks)
-    answers = _answers(published.snapshots, export, tasks)
-    return Look(answers, snapshot, submitted(export), missing)
+    return Look(_answers(published.snapshots, export, tasks), snapshot, there, missing)
 
 
 def warn_of_vanished(published: Published, now: Look, before: Collection[Pair]) -> None:
