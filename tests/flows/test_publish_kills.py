@@ -237,7 +237,7 @@ labels.publish(server, sys.argv[1], config, Path(sys.argv[2]), Path(sys.argv[3])
 """
 
 
-@pytest.mark.parametrize("victim", ["client", "server"])
+@pytest.mark.parametrize("victim", ["client", pytest.param("server", marks=pytest.mark.faults)])
 def test_a_round_killed_while_answers_come_back_and_numbers_are_set_is_whole_when_run_again(
     server: Server,
     servers: Servers,
