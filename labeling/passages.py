@@ -54,6 +54,8 @@ def passages(text: str) -> list[Passage]:
     Where a line is longer than `LONGEST`, the page begins a new one at a space.
     """
     shown = visible(text)
+    if len(shown) <= LONGEST and "```" not in shown and "~~~" not in shown:  # most texts
+        return [Passage("text", shown)]
     found = list(_split_code(shown))
     if len(found) > _MOST:
         found = [("text", shown)]
