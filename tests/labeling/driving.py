@@ -145,6 +145,11 @@ class LabelingPage:
     # --- pointer ---------------------------------------------------------------------------------
 
     def move_by_pointer(self, id_: str, tier: str) -> None:
+        """Drag a chip into a tier, as often as it takes: what is pressed while the page still moves
+        is not lifted, and people try again too."""
+        self.wait(lambda: self._drag(id_, tier), 120)
+
+    def _drag(self, id_: str, tier: str) -> bool:
         chip = self.all(f".rl-rank [data-ranker-id='{id_}']")[0].rect
         target = self.all(f".rl-rank [data-rbd-droppable-id='{tier}']")[0].rect
         x, y = (chip[at] + chip[size] / 2 for at, size in (("x", "width"), ("y", "height")))
@@ -159,14 +164,17 @@ class LabelingPage:
                     pointer.pointer_down()
             actions.perform()
 
-        point((x, y), (x + 8, y), press=True)
-        self.wait(lambda: "You have lifted an item" in self.said())
-        point(*((x + (to_x - x) * n / 8, y + (to_y - y) * n / 8) for n in range(1, 9)))
-        self.wait(lambda: f"to list {tier} " in self.said())
-        release = ActionChains(self.browser)
-        release.w3c_actions.pointer_action.pointer_up()
-        release.perform()
-        self.wait(lambda: id_ in self.tiers[tier])
+        try:
+            point((x, y), (x + 8, y), press=True)
+            self.wait(lambda: "You have lifted an item" in self.said(), 10)
+            point(*((x + (to_x - x) * n / 8, y + (to_y - y) * n / 8) for n in range(1, 9)))
+            self.wait(lambda: f"to list {tier} " in self.said(), 10)
+        finally:
+            release = ActionChains(self.browser)
+            release.w3c_actions.pointer_action.pointer_up()
+            release.perform()
+        self.wait(lambda: "You have dropped the item" in self.said(), 10)
+        return id_ in self.tiers[tier]
 
     # --- answering -------------------------------------------------------------------------------
 
