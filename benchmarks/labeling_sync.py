@@ -12,8 +12,8 @@ together, which other work on the machine moves less.
 
 - In, to a project that is made in that time. Bare is `projects.create` and one `import_tasks` with
   all tasks, which were made before the clock starts. Rankloop's is `flows.labels.publish`, as a
-  round runs it: candidates read from their file, tasks made of them, sent in requests of a
-  thousand, counted, and given their number of labelers (one each).
+  round runs it: candidates read from their file, tasks made of them, sent in requests of
+  2,500, counted, and given their number of labelers (one each).
 - Out, with one ranking of each task. Bare is `exports.create` without options, and its download.
   Rankloop's is a look of the gate: export with the labelers' addresses, a snapshot on the disk, and
   every annotation checked and counted.

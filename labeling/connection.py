@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
@@ -29,6 +30,15 @@ ATTEMPTS = 6
 class Gone(InputError):
     """What was asked for is not there (HTTP 404): somebody deleted the project or the task, or the
     address is no Label Studio's."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What the server says of an import: how many answers came with it, and the tasks' ids in the
+    order in which they were sent; none where it does not tell them."""
+
+    annotation_count: int
+    task_ids: list[int]
 
 
 class Connection:
@@ -68,6 +78,29 @@ class Connection:
         """A secret that follows from our token and `purpose`: it need not be kept anywhere."""
         made = hmac.new(self._token.encode(), purpose.encode(), hashlib.sha256)
         return made.hexdigest()
+
+    def import_tasks(self, project_id: int, rows: Sequence[Any]) -> Imported:
+        """Tasks into a project, by one request that the server commits whole or not at all; through
+        `ask`.
+
+        The SDK's own call takes a body apart value by value (`jsonable_encoder`): of 10,000 tasks
+        that is a second in five. Rows are JSON already; address and headers are the SDK's.
+        """
+        sdk = self.client.projects.with_raw_response._client_wrapper
+        answer = self._http.post(
+            f"{sdk.get_base_url()}/api/projects/{project_id}/import",
+            params={"return_task_ids": True},
+            json=rows,
+            headers=sdk.get_headers(),
+            timeout=LONG_REQUEST_S,
+        )
+        try:
+            body = answer.json()
+        except ValueError:
+            body = answer.text
+        if not answer.is_success:
+            raise ApiError(status_code=answer.status_code, body=body)
+        return Imported(body.get("annotation_count") or 0, body.get("task_ids") or [])
 
     def ask(self, call: Callable[[], _T], repeat: bool = False) -> _T:
         """Call the SDK, with both families of its errors made into ours.

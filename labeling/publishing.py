@@ -16,7 +16,7 @@ from typing import Any
 
 from labeling import connection, page, project_tasks
 from labeling.accounts import SIMULATED, accounts, ensure_account
-from labeling.connection import LONG_REQUEST_S
+from labeling.connection import Imported
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio, Project
 from labeling.project_tasks import Listed
@@ -26,7 +26,7 @@ from labeling.wording import counted
 
 logger = logging.getLogger(__name__)
 
-BATCH = 1000
+BATCH = 2500
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,12 @@ class _State:
             rows = self._rows(batch)
             made = self._import(rows)
         answers = sum(len(row.get("annotations", ())) for row in rows)
-        if (made.annotation_count or 0) < answers:
+        if made.annotation_count < answers:
             # It does so when it meets a locked database and tries once more.
             raise ConnectionError("Label Studio took tasks without their answers")
         self.keys.update(key for key, _ in batch)
         self.count += len(batch)
-        self._note(batch, rows, made.task_ids or [])
+        self._note(batch, rows, made.task_ids)
 
     def _note(
         self, batch: Sequence[tuple[str, Candidates]], rows: Sequence[Any], ids: Sequence[int]
@@ -208,15 +208,8 @@ class _State:
                 Listed(id_, key, now, bool(given), self.project.overlap, total_annotations=answers)
             )
 
-    def _import(self, rows: Sequence[Any]) -> Any:
-        return self.server.ask(
-            lambda: self.server.client.projects.import_tasks(
-                self.project.id,
-                request=rows,
-                return_task_ids=True,
-                request_options={"max_retries": 0, "timeout_in_seconds": int(LONG_REQUEST_S)},
-            )
-        )
+    def _import(self, rows: Sequence[Any]) -> Imported:
+        return self.server.ask(lambda: self.server.import_tasks(self.project.id, rows))
 
     def _rows(self, batch: Sequence[tuple[str, Candidates]]) -> list[Any]:
         rows: list[Any] = []

@@ -148,14 +148,14 @@ def test_a_label_studio_that_disappears_while_publishing_is_one_line_and_doubles
     monkeypatch.setattr(publishing, "BATCH", 10)
     monkeypatch.setattr(connection, "ATTEMPTS", 2)  # the waits between them are half of the time
     through, project = LabelStudio(proxy.url, servers.label_studio.token), name()
-    real = through.client.projects.import_tasks
+    real = through.import_tasks
 
     def leave_after_the_first(*arguments: Any, **given: Any) -> Any:
         made = real(*arguments, **given)
         proxy.leave()
         return made
 
-    monkeypatch.setattr(through.client.projects, "import_tasks", leave_after_the_first)
+    monkeypatch.setattr(through, "import_tasks", leave_after_the_first)
     with pytest.raises(ConnectionError) as caught:
         labels.publish(through, project, Labeling(), completions, round_folder)
     assert_says(one_line(str(caught.value), "Label Studio at"), [proxy.url, "cannot be reached"])

@@ -62,7 +62,7 @@ def test_a_failed_request_neither_doubles_nor_loses_a_task(
 ) -> None:
     project = label_studio.ensure_project(f"lost answer {committed}", "Rank them.")
     tasks = make_tasks("lost", 25)
-    real = label_studio.client.projects.import_tasks
+    real = label_studio.import_tasks
     calls = 0
 
     def fail_second(*args: Any, **given: Any) -> Any:
@@ -75,7 +75,7 @@ def test_a_failed_request_neither_doubles_nor_loses_a_task(
         raise httpx.ReadTimeout("lost")
 
     monkeypatch.setattr(publishing, "BATCH", 10)
-    monkeypatch.setattr(label_studio.client.projects, "import_tasks", fail_second)
+    monkeypatch.setattr(label_studio, "import_tasks", fail_second)
     assert publish(label_studio, project, tasks) == PublishReport(25, 0)
     assert dict(keys(label_studio, project)) == {task.key: 1 for task in tasks}
     assert calls == (3 if committed else 4)
@@ -327,7 +327,7 @@ def test_a_token_that_is_revoked_half_way_is_one_line(
 ) -> None:
     monkeypatch.setattr(publishing, "BATCH", 5)
     project = label_studio.ensure_project("revoked", "Rank them.")
-    tasks, real = make_tasks("revoked", 12), label_studio.client.projects.import_tasks
+    tasks, real = make_tasks("revoked", 12), label_studio.import_tasks
     valid, revoked = servers.label_studio.token, "0" * 40
     change = "UPDATE authtoken_token SET key = ? WHERE key = ?"
 
@@ -336,7 +336,7 @@ def test_a_token_that_is_revoked_half_way_is_one_line(
         database.execute(change, (revoked, valid))
         return made
 
-    monkeypatch.setattr(label_studio.client.projects, "import_tasks", revoke_after_the_first)
+    monkeypatch.setattr(label_studio, "import_tasks", revoke_after_the_first)
     try:
         with pytest.raises(InputError, match="refuses the token") as caught:
             publish(label_studio, project, tasks)
@@ -356,14 +356,14 @@ def test_a_server_that_fails_is_tried_again_and_not_for_ever(
     monkeypatch.setattr(label_studio, "wait_until_stable", lambda _: None)
     project = label_studio.ensure_project(f"fails {failures}", "Rank them.")
     tasks, left = make_tasks("fails", 3), iter(range(failures))
-    real = label_studio.client.projects.import_tasks
+    real = label_studio.import_tasks
 
     def fail(*arguments: Any, **given: Any) -> Any:
         for _ in left:
             raise ApiError(status_code=500, body="<!doctype html>\n<p>Uh oh")
         return real(*arguments, **given)
 
-    monkeypatch.setattr(label_studio.client.projects, "import_tasks", fail)
+    monkeypatch.setattr(label_studio, "import_tasks", fail)
     if failures == 2:
         assert publish(label_studio, project, tasks) == PublishReport(3, 0)
         assert dict(keys(label_studio, project)) == once(tasks)
