@@ -11,8 +11,8 @@ bare time: what safety costs. Beside it stands that of CPU seconds, the server's
 together, which other work on the machine moves less.
 
 - In, to a project that is made in that time. Bare is `projects.create` and one `import_tasks` with
-  all tasks, which were made before the clock starts. Rankloop's is `flows.labels.publish`, as a
-  round runs it: candidates read from their file, tasks made of them, sent in requests of
+  all tasks, which were made before the clock starts. Rankloop's is `flows.publication.publish`, as
+  a round runs it: candidates read from their file, tasks made of them, sent in requests of
   2,500, counted, and given their number of labelers (one each).
 - Out, with one ranking of each task. Bare is `exports.create` without options, and its download.
   Rankloop's is a look of the gate: export with the labelers' addresses, a snapshot on the disk, and
@@ -45,9 +45,9 @@ from typing import Any
 import psutil
 from ppo_vs_trl import machine, say, write_json
 
-from flows import embedded, labels, processes, server_home
+from flows import answers, embedded, processes, publication, server_home
 from flows.embedded import free_port
-from flows.labels import Published
+from flows.publication import Published
 from labeling import page, project_tasks
 from labeling.config import Labeling
 from labeling.label_studio import LabelStudio, Project
@@ -201,7 +201,7 @@ def measure(server: Server, tasks: list[Candidates], rounds: int, folder: Path) 
 
     def ours_in(title: str) -> None:
         of_round = folder / "runs" / title / "rounds" / "000"
-        labels.publish(server.client, title, Labeling(), completions, of_round)
+        publication.publish(server.client, title, Labeling(), completions, of_round)
 
     for number in range(rounds):
         for is_ours in in_turn(number):
@@ -242,7 +242,7 @@ def measure(server: Server, tasks: list[Candidates], rounds: int, folder: Path) 
 
 
 def look(client: LabelStudio, published: Published, tasks: list[Candidates]) -> None:
-    seen = labels.look(client, published, tasks)
+    seen = answers.look(client, published, tasks)
     assert (len(seen.rankings), len(seen.refused)) == (len(tasks), 0)
 
 

@@ -117,7 +117,8 @@ def _is_frozen(plan: Mapping[str, Planned]) -> bool:
 
 
 def _labels(config: RoundConfig, number: int, plan: Mapping[str, Planned], home: Path) -> str:
-    from flows.labels import find_frozen, find_project  # noqa: PLC0415 - the SDK takes a second
+    from flows.freezing import find_frozen  # noqa: PLC0415 - the SDK takes a second
+    from flows.publication import find_project  # noqa: PLC0415
     from labeling.label_studio import LabelStudio  # noqa: PLC0415
 
     completions = plan["completions"].entry

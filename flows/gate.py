@@ -7,10 +7,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from flows import labels
-from flows.labels import Look, Opened, Published
+from flows import answers, publication
+from flows.answers import Look
+from flows.publication import Published
 from labeling import simulated
 from labeling.config import Labeling
 from labeling.connection import Gone
@@ -18,6 +19,7 @@ from labeling.errors import InputError
 from labeling.label_studio import Counts, LabelStudio
 from labeling.overlap import overlaps, rankings_wanted, reopen
 from labeling.records import read_candidates
+from labeling.snapshots import Snapshot
 from labeling.tally import Tally, listed
 from labeling.withdrawn import Pair
 from labeling.wording import counted
@@ -31,6 +33,16 @@ _LOOK_EVERY_S = 60.0
 _SHARE_OF_TIME = 1 / 20
 _RESTORED_AT_MOST = 5
 _TRIES = 3  # in one look
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The gate is open: so many usable rankings are there, in this snapshot. `where`: the page of
+    the project, which may be another one than was published to."""
+
+    rankings: int
+    snapshot: Snapshot | None = field(default=None, compare=False)
+    where: str = field(default="", compare=False)
 
 
 def wait_for_rankings(
@@ -153,13 +165,13 @@ class _Gate:
             stands = last.look.tally(self.numbers, self.config.wanted)  # the clock went on
             self._looked = replace(last, at=begun, tally=stands)
             return True
-        look = labels.look(label_studio, self.published, self.tasks)
+        look = answers.look(label_studio, self.published, self.tasks)
         if look.missing:
             return False
         now = time.monotonic()
         stands = look.tally(self.numbers, self.config.wanted)
         self._looked = _Looked(look, stands, counts, changed, now, now - begun)
-        labels.warn_of_vanished(self.published, look, self._withdrawn)
+        answers.warn_of_vanished(self.published, look, self._withdrawn)
         self._withdrawn = look.withdrawn
         self._reopen(label_studio, look)
         return True
@@ -188,7 +200,7 @@ class _Gate:
 
     def _put_back(self, label_studio: LabelStudio) -> None:
         before = self.published
-        self.published = labels.publish(
+        self.published = publication.publish(
             label_studio, before.project.title, self.config, before.completions, before.folder
         )
         self._reopened.clear()  # each task has its first number again, and perhaps another id

@@ -60,12 +60,12 @@ def list_labelers(home: Path, runs: Path) -> list[tuple[str, ...]]:
 def _answers(server: LabelStudio, round_: Path) -> list[Answer]:
     """What was answered in a round, by what Label Studio has now; of a project that is not there
     (any more), by the newest snapshot."""
-    from flows import labels  # noqa: PLC0415 - loads the SDK
+    from flows import answers  # noqa: PLC0415 - loads the SDK
 
     try:
         document = json.loads(round_.read_text())
         title = project_title(document["name"], document["round"])
-        return labels.answers_now(server, title, round_.parent)[0]
+        return answers.answers_now(server, title, round_.parent)[0]
     except (OSError, ValueError, KeyError, TypeError) as trouble:
         logger.warning("%s is left out (%s)", round_, type(trouble).__name__)
         return []

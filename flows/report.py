@@ -59,7 +59,7 @@ def write_report(
     lineage: dict[str, Any] | None = None,
 ) -> ReportMetrics:
     """Write `out/report.html` from the entries of the stages that made the round; `labels` is in
-    the lineage of `pairs`, `answers` says in numbers how they came to be (flows/labels.py),
+    the lineage of `pairs`, `answers` says in numbers how they came to be (flows/freezing.py),
     `promotion` what the gate said (flows.history.Decision.verdict), and `lineage` what a later
     round started from (flows.lineage.Lineage).
 

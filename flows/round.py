@@ -19,7 +19,7 @@ from prefect.results import ResultRecord
 from pydantic import BaseModel
 
 from flows.config import RoundConfig
-from flows.labels import FrozenLabels
+from flows.freezing import FrozenLabels
 from flows.lineage import Start
 from flows.plan import needed_steps, not_used
 from flows.progress import Event, Step

@@ -106,12 +106,12 @@ def _look(path: Path, document: dict[str, Any], connect: Connect) -> dict[str, A
         server = connect()
         if server is None:
             return None
-        from flows import labels  # noqa: PLC0415 - loads the SDK
+        from flows import answers  # noqa: PLC0415 - loads the SDK
         from labeling.config import Labeling  # noqa: PLC0415
 
         title = project_title(document["name"], document["round"])
         config = Labeling.model_validate(document["config"]["labeling"])
-        return labels.stands_now(server, title, config, path.parent).document()
+        return answers.stands_now(server, title, config, path.parent).document()
     except (ConnectionError, InputError) as error:
         logger.warning("%s", error)
         return None

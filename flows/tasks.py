@@ -28,14 +28,16 @@ from prefect.states import Completed, Crashed
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
-from flows import labels, servers
+from flows import answers, freezing, publication, servers
+from flows.answers import Answered
 from flows.config import RoundConfig
-from flows.gate import wait_for_rankings
+from flows.freezing import FrozenLabels
+from flows.gate import Opened, wait_for_rankings
 from flows.history import FILE, policy_of
-from flows.labels import FrozenLabels, Published
 from flows.lineage import Lineage
 from flows.progress import LOGGERS
 from flows.promotion import Candidate, ask_gate
+from flows.publication import Published
 from flows.runner import Line, StageError, StageResult, run_stage
 from flows.stages import Kind, Stage
 from flows.store import Store
@@ -108,9 +110,9 @@ def publish(
     """The completions as tasks in the Label Studio project of that title; refuses before anything
     is published when the labels frozen earlier are of other completions."""
     file = completions.value.output
-    known = labels.find_frozen(frozen, file)
+    known = freezing.find_frozen(frozen, file)
     return _answer(
-        labels.publish(
+        publication.publish(
             _label_studio(),
             title,
             config.labeling,
@@ -122,13 +124,11 @@ def publish(
 
 
 @task(task_run_name="simulated labelers", **_RETRIES)
-def simulate(
-    config: RoundConfig, published: Outcome[Published], frozen: Path
-) -> Answer[labels.Answered]:
+def simulate(config: RoundConfig, published: Outcome[Published], frozen: Path) -> Answer[Answered]:
     """The answers of simulated labelers, if there are any and they still matter."""
     if frozen.exists():
-        return _answer(labels.Answered(0))
-    return _answer(labels.simulate(_label_studio(), published.value, config.labeling))
+        return _answer(Answered(0))
+    return _answer(answers.simulate(_label_studio(), published.value, config.labeling))
 
 
 @task(task_run_name="gate", **_RETRIES)
@@ -138,11 +138,11 @@ def gate(
     labeled: Outcome[Any],
     frozen: Path,
     on_wait: Callable[[Tally, str], None],
-) -> Answer[labels.Opened]:
+) -> Answer[Opened]:
     """Wait here until there are enough rankings, unless the labels are frozen already."""
-    known = labels.find_frozen(frozen, published.value.completions)
+    known = freezing.find_frozen(frozen, published.value.completions)
     if known is not None:
-        return _answer(labels.Opened(known.rankings))
+        return _answer(Opened(known.rankings))
     return _answer(
         wait_for_rankings(
             _label_studio(),
@@ -156,15 +156,15 @@ def gate(
 
 @task(task_run_name="freeze labels", **_RETRIES)
 def freeze(
-    published: Outcome[Published], opened: Outcome[labels.Opened], path: Path
+    published: Outcome[Published], opened: Outcome[Opened], path: Path
 ) -> Answer[FrozenLabels]:
     """The rankings that this round learns from, written once."""
-    known = labels.find_frozen(path, published.value.completions)
+    known = freezing.find_frozen(path, published.value.completions)
     if known is not None:
         return _answer(known)
     snapshot = opened.value.snapshot
     assert snapshot is not None  # without frozen labels the gate has looked
-    return _answer(labels.freeze(published.value, snapshot, path))
+    return _answer(freezing.freeze(published.value, snapshot, path))
 
 
 @task(task_run_name="promotion", **_RETRIES)

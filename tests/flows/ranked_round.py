@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows import labels
-from flows.labels import Published
+from flows import publication
+from flows.publication import Published
 from labeling import page, simulated
 from labeling.accounts import sign_in
 from labeling.config import Labeling, SimulatedLabeler
@@ -44,7 +44,7 @@ def publish_round(label_studio: LabelStudio, folder: Path) -> Published:
     """Four tasks in a project of their own."""
     completions = write_tasks(folder / "completions.parquet", tasks())
     name = f"round-{uuid.uuid4().hex[:8]}"
-    return labels.publish(label_studio, name, Labeling(), completions, round_folder(folder))
+    return publication.publish(label_studio, name, Labeling(), completions, round_folder(folder))
 
 
 def answer(label_studio: LabelStudio, published: Published, limit: int) -> None:

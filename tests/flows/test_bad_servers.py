@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows import labels
+from flows import answers, freezing, publication
 from flows.embedded import free_port
 from flows.servers import Servers
 from labeling import connection, publishing
@@ -157,9 +157,9 @@ def test_a_label_studio_that_disappears_while_publishing_is_one_line_and_doubles
 
     monkeypatch.setattr(through, "import_tasks", leave_after_the_first)
     with pytest.raises(ConnectionError) as caught:
-        labels.publish(through, project, Labeling(), completions, round_folder)
+        publication.publish(through, project, Labeling(), completions, round_folder)
     assert_says(one_line(str(caught.value), "Label Studio at"), [proxy.url, "cannot be reached"])
-    published = labels.publish(label_studio, project, Labeling(), completions, round_folder)
+    published = publication.publish(label_studio, project, Labeling(), completions, round_folder)
     assert published.created == 20
     assert set(keys(label_studio, published.project).values()) == {1}
 
@@ -173,10 +173,10 @@ def test_a_label_studio_that_disappears_before_the_export_keeps_no_half_of_it(
 ) -> None:
     monkeypatch.setattr(connection, "ATTEMPTS", 2)
     through = LabelStudio(proxy.url, servers.label_studio.token)
-    published = labels.publish(through, name(), Labeling(), completions, round_folder)
+    published = publication.publish(through, name(), Labeling(), completions, round_folder)
     proxy.leave()
     with pytest.raises(ConnectionError) as caught:
-        labels.look(through, published, tasks("half-way"))
+        answers.look(through, published, tasks("half-way"))
     assert_says(one_line(str(caught.value), "Label Studio at"), ["cannot be reached"])
     assert not published.snapshots.exists()
 
@@ -188,7 +188,7 @@ def test_labels_frozen_of_other_completions_say_what_changed(
     write_rankings([Ranking(tasks("others")[0].key, "ann", ((0,), (1,)))], frozen)
     before = frozen.read_bytes()
     with pytest.raises(InputError) as caught:
-        labels.find_frozen(frozen, completions)
+        freezing.find_frozen(frozen, completions)
     line = one_line(str(caught.value), str(frozen))
     assert_says(line, ["1 of 1 rankings are of other completions", "--name", "remove that file"])
     assert frozen.read_bytes() == before

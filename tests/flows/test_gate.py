@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from label_studio_sdk.core.api_error import ApiError
 
-from flows import gate, labels
-from flows.gate import wait_for_rankings
-from flows.labels import Look, Opened, Published
+from flows import answers, freezing, gate, publication
+from flows.answers import Look
+from flows.gate import Opened, wait_for_rankings
+from flows.publication import Published
 from flows.servers import Servers
 from labeling import page, snapshots
 from labeling.accounts import Labeler, sign_in
@@ -113,7 +114,7 @@ def test_rankings_of_simulated_labelers_that_cannot_be_enough_are_an_input_error
     config = Labeling(wanted=5, poll_seconds=1e6, simulated=(LABELER,))
     with pytest.raises(InputError, match=r"4 of 5 rankings.*lower labeling\.wanted"):
         wait_for_rankings(label_studio, published, config)
-    seen = labels.look(label_studio, published, tasks())
+    seen = answers.look(label_studio, published, tasks())
     people = Look([Answer("key", ANN, ranking=Ranking("key", ANN, ((0,), (1,))))], seen.snapshot)
     gate._refuse_to_wait_for_nobody(people, 5, config)
 
@@ -170,13 +171,13 @@ def test_while_nothing_changes_nothing_is_exported_again(
     monkeypatch.setattr(gate, "_LOOK_EVERY_S", 0.0)
     monkeypatch.setattr(gate, "_SHARE_OF_TIME", 1e9)
     looks: list[float] = []
-    real = labels.look
+    real = answers.look
 
     def look(*arguments: Any) -> Look:
         looks.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(labels, "look", look)
+    monkeypatch.setattr(answers, "look", look)
     rank(label_studio, published, tasks()[0])
     waiting = Waiting(label_studio, published, Labeling(wanted=2, poll_seconds=0.01))
     until(lambda: len(waiting.told) > 5)
@@ -235,14 +236,14 @@ def test_a_withdrawn_answer_is_counted_and_not_used(
     first, second = tasks()[:2]
     rank(label_studio, published, first)
     rank(label_studio, published, second)
-    labels.look(label_studio, published, tasks())
+    answers.look(label_studio, published, tasks())
     (mine,) = exported(label_studio, published)[first.key]["annotations"]
     label_studio.client.annotations.delete(mine["id"])
-    seen = labels.look(label_studio, published, tasks())
+    seen = answers.look(label_studio, published, tasks())
     assert [ranking.task for ranking in seen.rankings] == [second.key]
     assert seen.refused == {"withdrawn": 1}
     rank(label_studio, published, first)
-    assert not labels.look(label_studio, published, tasks()).refused
+    assert not answers.look(label_studio, published, tasks()).refused
 
 
 # --- somebody deletes while it waits --------------------------------------------------------------
@@ -265,7 +266,7 @@ def test_a_project_deleted_while_the_gate_waits_comes_back_with_its_answers(
 ) -> None:
     answer(label_studio, published, limit=2)
     rank(label_studio, published, tasks()[0], tiers=[[1], [0]])
-    before = labels.look(label_studio, published, tasks())
+    before = answers.look(label_studio, published, tasks())
     waiting = Waiting(label_studio, published, Labeling(wanted=4, poll_seconds=0.05))
     until(lambda: waiting.told)
     delete_project(label_studio, published.project)
@@ -278,7 +279,7 @@ def test_a_project_deleted_while_the_gate_waits_comes_back_with_its_answers(
     assert "4 tasks had been deleted" in line
     assert "with 3 answers" in line
     published = replace(published, project=anew)
-    again = labels.look(label_studio, published, tasks())
+    again = answers.look(label_studio, published, tasks())
     assert (again.rankings, again.refused) == (before.rankings, before.refused)
     answer(label_studio, published, limit=1)
     opened = waiting.end()
@@ -323,7 +324,7 @@ def test_a_project_that_is_gone_at_every_look_is_not_looked_at_for_ever(
     def lose(*_: Any) -> Look:
         raise Gone("gone")
 
-    monkeypatch.setattr(labels, "look", lose)
+    monkeypatch.setattr(answers, "look", lose)
     with pytest.raises(ConnectionError, match="as often as it is put right"):
         gate._Gate(published, Labeling()).look(label_studio)
 
@@ -346,7 +347,7 @@ def test_answers_deleted_at_one_stroke_are_told_and_come_back_as_the_handbook_sa
     config = Labeling(wanted=4, poll_seconds=0.05, snapshot_minutes=0.005)
     waiting = Waiting(label_studio, published, config)
     until(lambda: waiting.told and waiting.told[-1][0].rankings == 3)
-    before = labels.look(label_studio, published, tasks())
+    before = answers.look(label_studio, published, tasks())
     delete_answers(label_studio, published)
     until(lambda: waiting.told[-1][0].rankings == 0)
     (line,) = [r.getMessage() for r in caplog.records if "do not count any more" in r.getMessage()]
@@ -359,7 +360,7 @@ def test_answers_deleted_at_one_stroke_are_told_and_come_back_as_the_handbook_sa
     for listed in list_tasks(label_studio, published.project)[0]:
         label_studio.client.tasks.delete(str(listed.id))
     until(lambda: waiting.told[-1][0].rankings == 3)
-    again = labels.look(label_studio, published, tasks())
+    again = answers.look(label_studio, published, tasks())
     assert (again.rankings, again.refused) == (before.rankings, before.refused)
     rank(label_studio, published, tasks()[2])
     assert waiting.end() == Opened(4)
@@ -407,7 +408,7 @@ def test_what_several_simulated_labelers_say_does_not_depend_on_interruptions(
 ) -> None:
     """Three labelers on 12 tasks, two of them on about half: once undisturbed, once with a server
     that fails again and again, published in two parts, and with other rankings between."""
-    monkeypatch.setattr(labels, "load_score_function", lambda _: noisily)
+    monkeypatch.setattr(answers, "load_score_function", lambda _: noisily)
     everything = [
         Candidates(Prompt(text=f"{n}"), tuple(Completion(f"{n} {i}") for i in range(4)))
         for n in range(12)
@@ -424,15 +425,15 @@ def test_what_several_simulated_labelers_say_does_not_depend_on_interruptions(
     run = uuid.uuid4().hex[:8]
 
     calm_folder, crash_folder = round_folder(tmp_path / "calm"), round_folder(tmp_path / "crash")
-    undisturbed = labels.publish(label_studio, f"calm-{run}", config, all_tasks, calm_folder)
-    labels.simulate(label_studio, undisturbed, config)
+    undisturbed = publication.publish(label_studio, f"calm-{run}", config, all_tasks, calm_folder)
+    answers.simulate(label_studio, undisturbed, config)
     opened = wait_for_rankings(label_studio, undisturbed, config)
     assert opened.snapshot is not None
-    frozen = labels.freeze(undisturbed, opened.snapshot, tmp_path / "calm.parquet")
+    frozen = freezing.freeze(undisturbed, opened.snapshot, tmp_path / "calm.parquet")
     assert 12 < frozen.rankings < 24
     assert frozen.labelers == 3
 
-    disturbed = labels.publish(label_studio, f"crash-{run}", config, some, crash_folder)
+    disturbed = publication.publish(label_studio, f"crash-{run}", config, some, crash_folder)
     real, calls = Labeler.annotate, iter(range(1000))
 
     def fail_at_times(me: Labeler, task_id: int, *arguments: Any) -> None:
@@ -445,14 +446,14 @@ def test_what_several_simulated_labelers_say_does_not_depend_on_interruptions(
 
     monkeypatch.setattr(Labeler, "annotate", fail_at_times)
     monkeypatch.setattr(label_studio, "wait_until_stable", lambda _: None)
-    labels.simulate(label_studio, disturbed, config)
-    disturbed = labels.publish(label_studio, f"crash-{run}", config, all_tasks, crash_folder)
+    answers.simulate(label_studio, disturbed, config)
+    disturbed = publication.publish(label_studio, f"crash-{run}", config, all_tasks, crash_folder)
     last_first = config.model_copy(update={"simulated": config.simulated[::-1]})
-    labels.simulate(label_studio, disturbed, last_first)
-    assert labels.simulate(label_studio, disturbed, config) == labels.Answered(0)
+    answers.simulate(label_studio, disturbed, last_first)
+    assert answers.simulate(label_studio, disturbed, config) == answers.Answered(0)
     opened = wait_for_rankings(label_studio, disturbed, config)
     assert opened.snapshot is not None
-    labels.freeze(disturbed, opened.snapshot, tmp_path / "crash.parquet")
+    freezing.freeze(disturbed, opened.snapshot, tmp_path / "crash.parquet")
     calm, crash = (read_rankings(tmp_path / f"{n}.parquet") for n in ("calm", "crash"))
     assert crash == calm
 
@@ -463,7 +464,7 @@ def test_simulated_labelers_that_are_fewer_than_the_overlap_do_not_open_the_gate
     completions = write_tasks(tmp_path / "completions.parquet", tasks())
     config = Labeling(overlap=2, poll_seconds=1e6, simulated=(LABELER,))
     name = f"few-{uuid.uuid4().hex[:8]}"
-    published = labels.publish(label_studio, name, config, completions, round_folder(tmp_path))
+    published = publication.publish(label_studio, name, config, completions, round_folder(tmp_path))
     answer(label_studio, published, limit=4)
     with pytest.raises(InputError, match=r"4 of 8 rankings.*labeling\.overlap"):
         wait_for_rankings(label_studio, published, config)

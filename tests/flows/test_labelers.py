@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows import labelers, labels
+from flows import answers, labelers
 from flows.servers import Servers
 from labeling.accounts import invite_link, sign_in
 from labeling.config import SimulatedLabeler
@@ -56,7 +56,7 @@ def test_list_shows_who_is_there_and_what_each_has_done(
     rows = {row[0]: row[1:] for row in labelers.list_labelers(servers_home, tmp_path / "runs")}
     assert rows[ANN][1:3] == ("3 rankings", "1 not usable")
     assert rows["idle@example.org"] == ("Iris", "0 rankings", "", "", "")
-    labels.look(label_studio, published, tasks())
+    answers.look(label_studio, published, tasks())
     label_studio.client.projects.delete(published.project.id)
     rows = {row[0]: row[1:] for row in labelers.list_labelers(servers_home, tmp_path / "runs")}
     assert rows[ANN][1] == "3 rankings", "the newest snapshot tells"

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows import embedded, labels, processes, server_home
+from flows import answers, embedded, processes, publication, server_home
 from flows.embedded import free_port
 from flows.servers import Servers
 from labeling import page, publishing, snapshots
@@ -226,14 +226,14 @@ def test_a_client_killed_at_any_moment_leaves_nothing_to_mend_by_hand(
 ROUND = """
 import os, sys
 from pathlib import Path
-from flows import labels
+from flows import answers, publication
 from labeling import publishing
 from labeling.config import Labeling
 from labeling.label_studio import LabelStudio
 publishing.BATCH = int(sys.argv[4])
 server = LabelStudio(os.environ["LABEL_STUDIO_URL"], os.environ["LABEL_STUDIO_API_KEY"])
 config = Labeling(overlap=2, overlap_share=0.5)
-labels.publish(server, sys.argv[1], config, Path(sys.argv[2]), Path(sys.argv[3]))
+publication.publish(server, sys.argv[1], config, Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
 
@@ -252,7 +252,7 @@ def test_a_round_killed_while_answers_come_back_and_numbers_are_set_is_whole_whe
     write_candidates(some, file)
     title, config = f"round {victim} killed", Labeling(overlap=2, overlap_share=0.5)
     numbers = overlaps(config, [task.key for task in some])
-    first = labels.publish(server.client, title, Labeling(), file, folder)
+    first = publication.publish(server.client, title, Labeling(), file, folder)
     kept = [
         task | {"annotations": [_annotation(task["data"]["key"])]}
         for task in server.client.export(first.project)
@@ -293,10 +293,10 @@ def test_a_round_killed_while_answers_come_back_and_numbers_are_set_is_whole_whe
             server.start()
         record_property("note", f"kill -9 | publish | {victim} | {moment.__name__} | {hit} |")
         assert hit
-    published = labels.publish(server.client, title, config, file, folder)
+    published = publication.publish(server.client, title, config, file, folder)
     listed = list_tasks(server.client, published.project)[0]
     assert sorted((task.key, task.overlap) for task in listed) == sorted(numbers.items())
-    seen = labels.look(server.client, published, some)
+    seen = answers.look(server.client, published, some)
     assert {(r.task, r.labeler) for r in seen.rankings} == {(t.key, RANKER) for t in some}
     assert not seen.refused
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows import labels
+from flows import publication
 from labeling import page
 from labeling.config import Labeling
 from labeling.passages import visible
@@ -68,7 +68,7 @@ def test_nothing_that_the_page_gets_tells_which_model_wrote_what(
     texts = [Completion("one", finished=False), Completion("two"), Completion("three")]
     task = Candidates(Prompt(text="Which?"), tuple(texts))
     write_candidates([task], completions)
-    project = labels.publish(
+    project = publication.publish(
         label_studio,
         "blind",
         Labeling(),

@@ -1,23 +1,21 @@
-"""Publishing, looking and freezing, against the real Label Studio."""
+"""Publishing a round, against the real Label Studio."""
 
 from __future__ import annotations
 
-import resource
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows import labels
-from flows.labels import Published
-from labeling import page, snapshots
+from flows import answers, publication
+from flows.publication import Published
+from labeling import page
 from labeling.config import Labeling
-from labeling.errors import InputError, disk_refusal
+from labeling.errors import InputError
 from labeling.label_studio import LabelStudio
 from labeling.overlap import overlaps
 from labeling.project_tasks import keys
-from labeling.records import read_rankings
 from tests.flows.ranked_round import (
     ANN,
     answer,
@@ -42,7 +40,7 @@ def completions(tmp_path: Path) -> Path:
 def publish_again(
     label_studio: LabelStudio, published: Published, completions: Path | None = None
 ) -> Published:
-    return labels.publish(
+    return publication.publish(
         label_studio,
         published.project.title,
         Labeling(),
@@ -51,52 +49,10 @@ def publish_again(
     )
 
 
-def freeze(label_studio: LabelStudio, published: Published) -> labels.FrozenLabels:
-    seen = labels.look(label_studio, published, tasks())
-    return labels.freeze(published, seen.snapshot, published.folder / "labels.parquet")
-
-
 def test_publishing_twice_creates_nothing(label_studio: LabelStudio, published: Published) -> None:
     again = publish_again(label_studio, published)
     assert (again.created, again.tasks, again.project) == (0, 4, published.project)
     assert label_studio.count(published.project).tasks == 4
-
-
-def test_frozen_labels_stay_whatever_is_answered_later(
-    label_studio: LabelStudio, published: Published, tmp_path: Path
-) -> None:
-    path = published.folder / "labels.parquet"
-    assert labels.find_frozen(path, published.completions) is None
-    answer(label_studio, published, limit=2)
-    frozen = freeze(label_studio, published)
-    assert (frozen.rankings, frozen.labelers, frozen.reused) == (2, 1, False)
-    before = path.read_bytes()
-    answer(label_studio, published, limit=2)
-    found = labels.find_frozen(path, published.completions)
-    assert found is not None
-    assert (found.rankings, found.reused) == (2, True)
-    assert path.read_bytes() == before
-    assert {r.tiers for r in read_rankings(path)} == {((0,), (1,))}
-
-
-def test_labels_of_other_completions_are_refused(
-    label_studio: LabelStudio, published: Published, tmp_path: Path
-) -> None:
-    path, others = published.folder / "labels.parquet", tmp_path / "others.parquet"
-    answer(label_studio, published, limit=2)
-    freeze(label_studio, published)
-    write_tasks(others, tasks("another question"))
-    with pytest.raises(InputError, match="2 of 2 rankings are of other completions"):
-        labels.find_frozen(path, others)
-
-
-def test_frozen_labels_that_cannot_be_read_are_an_input_error(
-    completions: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "labels.parquet"
-    path.write_text("no parquet")
-    with pytest.raises(InputError, match="remove it to freeze the labels anew"):
-        labels.find_frozen(path, completions)
 
 
 def test_nobody_is_asked_to_rank_tasks_of_other_completions(
@@ -130,7 +86,7 @@ def test_with_frozen_labels_nothing_is_put_before_anybody(
     label_studio: LabelStudio, completions: Path, tmp_path: Path
 ) -> None:
     name = f"frozen-{uuid.uuid4().hex[:8]}"
-    published = labels.publish(
+    published = publication.publish(
         label_studio, name, Labeling(), completions, round_folder(tmp_path), is_frozen=True
     )
     assert (published.tasks, published.created) == (4, 0)
@@ -141,66 +97,11 @@ def test_more_rankings_than_tasks_need_several_labelers_for_each(
     label_studio: LabelStudio, completions: Path, tmp_path: Path
 ) -> None:
     name = f"overlap-{uuid.uuid4().hex[:8]}"
-    published = labels.publish(
+    published = publication.publish(
         label_studio, name, Labeling(wanted=9), completions, round_folder(tmp_path)
     )
     raw = label_studio.client.projects.get(published.project.id)
     assert raw.maximum_annotations == 3
-
-
-# --- what is kept ---------------------------------------------------------------------------------
-
-
-def test_what_was_exported_is_kept_and_frozen_from_though_the_project_is_deleted(
-    label_studio: LabelStudio, published: Published
-) -> None:
-    answer(label_studio, published, limit=3)
-    seen = labels.look(label_studio, published, tasks())
-    label_studio.client.projects.delete(published.project.id)
-    path = published.folder / "labels.parquet"
-    frozen = labels.freeze(published, seen.snapshot, path)
-    assert (frozen.rankings, frozen.snapshot) == (3, seen.snapshot.path.name)
-    assert snapshots.pinned(published.snapshots) == seen.snapshot
-    found = labels.find_frozen(path, published.completions)
-    assert found is not None
-    assert found.snapshot == frozen.snapshot
-
-
-def test_a_damaged_snapshot_is_not_frozen_from(
-    label_studio: LabelStudio, published: Published
-) -> None:
-    answer(label_studio, published, limit=3)
-    snapshot = labels.look(label_studio, published, tasks()).snapshot
-    snapshot.path.write_bytes(snapshot.path.read_bytes()[:-20])
-    with pytest.raises(InputError, match="cannot be read"):
-        labels.freeze(published, snapshot, published.folder / "labels.parquet")
-    assert not (published.folder / "labels.parquet").exists()
-
-
-def test_a_full_disk_is_told_and_leaves_no_half_of_a_snapshot(
-    label_studio: LabelStudio, published: Published
-) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"File too large") as caught:
-            labels.look(label_studio, published, tasks())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "ulimit -f" in str(disk_refusal(caught.value))
-    assert list(published.snapshots.iterdir()) == []
-    assert labels.look(label_studio, published, tasks()).rankings == []
-
-
-def test_asking_where_the_ranking_stands_writes_nothing(
-    label_studio: LabelStudio, tmp_path: Path
-) -> None:
-    folder = round_folder(tmp_path)
-    folder.mkdir(parents=True)
-    write_tasks(folder / "completions.parquet", tasks())
-    before = sorted(tmp_path.rglob("*"))
-    assert labels.stands_now(label_studio, "nobody's", Labeling(), folder).rankings == 0
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_number_of_labelers_costs_no_request_where_it_is_the_projects(
@@ -212,7 +113,7 @@ def test_the_number_of_labelers_costs_no_request_where_it_is_the_projects(
     monkeypatch.setattr(label_studio.client.tasks, "list", refuse)
     monkeypatch.setattr(label_studio.client.tasks, "update", refuse)
     name, config = f"free-{uuid.uuid4().hex[:8]}", Labeling(overlap=2)
-    labels.publish(label_studio, name, config, completions, round_folder(tmp_path))
+    publication.publish(label_studio, name, config, completions, round_folder(tmp_path))
 
 
 def test_each_new_task_is_given_its_number_of_labelers_without_a_listing(
@@ -230,12 +131,12 @@ def test_each_new_task_is_given_its_number_of_labelers_without_a_listing(
 
     monkeypatch.setattr(label_studio.client.tasks, "list", listing)
     name, folder = f"share-{uuid.uuid4().hex[:8]}", round_folder(tmp_path)
-    published = labels.publish(label_studio, name, config, completions, folder)
+    published = publication.publish(label_studio, name, config, completions, folder)
     assert listings == []
     there: Any = list(real(project=published.project.id, fields="all"))
     assert {task.data["key"]: task.overlap for task in there} == numbers
     label_studio.client.tasks.update(str(there[0].id), overlap=7)
-    labels.publish(label_studio, name, config, completions, folder)
+    publication.publish(label_studio, name, config, completions, folder)
     assert len(listings) == 1
     there = list(real(project=published.project.id, fields="all"))
     assert {task.data["key"]: task.overlap for task in there} == numbers
@@ -250,7 +151,7 @@ def test_a_renamed_project_is_still_the_rounds(
     assert (again.project.id, again.created) == (published.project.id, 0)
     assert label_studio.count(again.project).answers == 1
     title = published.project.title
-    assert labels.find_project(label_studio, title, published.folder) == again.project
+    assert publication.find_project(label_studio, title, published.folder) == again.project
 
 
 # --- two folders, one name ------------------------------------------------------------------------
@@ -261,7 +162,7 @@ def test_another_folders_run_of_one_name_is_refused_before_it_changes_anything(
 ) -> None:
     others = write_tasks(tmp_path / "others.parquet", tasks("another"))
     with pytest.raises(InputError, match=r"another folder, with other completions.* --name"):
-        labels.publish(
+        publication.publish(
             label_studio,
             published.project.title,
             Labeling(instructions="other", wanted=9),
@@ -277,7 +178,7 @@ def test_another_folders_run_shares_the_same_tasks(
     label_studio: LabelStudio, published: Published, tmp_path: Path
 ) -> None:
     """So does the run itself, after somebody removed its folder `runs`."""
-    again = labels.publish(
+    again = publication.publish(
         label_studio,
         published.project.title,
         Labeling(),
@@ -292,7 +193,7 @@ def test_a_project_deleted_while_it_is_published_to_is_created_anew(
     label_studio: LabelStudio, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rank(label_studio, published, tasks()[0])
-    labels.look(label_studio, published, tasks())
+    answers.look(label_studio, published, tasks())
     deleted: list[int] = []
     real = label_studio.client.tasks.list
 
@@ -306,5 +207,5 @@ def test_a_project_deleted_while_it_is_published_to_is_created_anew(
     again = publish_again(label_studio, published)
     assert again.project.id != published.project.id
     assert dict(keys(label_studio, again.project)) == {t.key: 1 for t in tasks()}
-    seen = labels.look(label_studio, again, tasks())
+    seen = answers.look(label_studio, again, tasks())
     assert [(r.task, r.labeler) for r in seen.rankings] == [(tasks()[0].key, ANN)]
