@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from labeling.errors import InputError, disk_refusal
 
@@ -65,6 +65,12 @@ def _dispatch(given: Sequence[str]) -> None:
         if options.dry_run:
             return _dry_run(options.config, options.round, flags)
         return _run(options.config, options.round, options.rounds, flags)
+    if options.command == "submit":
+        return _submit(options.config, options.round, options.follow, flags)
+    if options.command == "schedule" and options.cron:
+        if options.config is None:
+            parser.error("schedule: give a CONFIG with --cron")
+        return _schedule(options.config, options.cron, options.timezone, flags)
     if flags:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     commands: dict[str, Callable[[], None]] = {
@@ -72,6 +78,7 @@ def _dispatch(given: Sequence[str]) -> None:
         "down": _down,
         "status": _status,
         "labelers": lambda: _labelers() if options.about == "list" else _invite(options.reset),
+        "schedule": lambda: _schedules(options.config, options.off),
         "demo": lambda: _demo(options.seed, options.rounds),
         "report": lambda: _report(options.run),
         "promote": lambda: _promote(options.run, options.round, options.reason),
@@ -87,7 +94,9 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    up = commands.add_parser("up", help="start Prefect and Label Studio, or find them running")
+    up = commands.add_parser(
+        "up", help="start Prefect, Label Studio and a worker for rounds, or find them running"
+    )
     up.add_argument(
         "--config",
         type=Path,
@@ -132,6 +141,7 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         metavar="K",
         help="round K alone (the first is 0), or `next`: the unfinished one, else a new one",
     )
+    _add_worker_commands(commands)
     run.add_argument("--fields", action="store_true", help="list every field, then stop")
     report = commands.add_parser("report", help="print the path of a run's newest report")
     report.add_argument("run", nargs="?", help="a config file or a run's name; default: the newest")
@@ -148,6 +158,41 @@ def _parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         help="a round's number, or `initial`; default: the incumbent before this one",
     )
     return parser, run
+
+
+def _add_worker_commands(commands: Any) -> None:
+    submit = commands.add_parser(
+        "submit",
+        help="a round of CONFIG on the worker, where it waits for people without a process",
+        epilog=RUN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="rankloop submit CONFIG [--round K] [--follow] [--section.field VALUE …]",
+    )
+    submit.add_argument("config", type=Path, metavar="CONFIG")
+    submit.add_argument(
+        "--round",
+        type=_number,
+        metavar="K",
+        default="next",
+        help="which round (the first is 0); default: the unfinished one, else a new one",
+    )
+    submit.add_argument(
+        "--follow", action="store_true", help="show what it does; Ctrl-C leaves it running"
+    )
+    schedule = commands.add_parser(
+        "schedule",
+        help="a round of CONFIG on the worker every so often; without CONFIG: what is scheduled",
+        allow_abbrev=False,
+        usage='rankloop schedule [CONFIG --cron "0 6 * * 1" [--timezone ZONE] '
+        "[--section.field VALUE …] | CONFIG --off]",
+    )
+    schedule.add_argument("config", type=Path, nargs="?", metavar="CONFIG")
+    schedule.add_argument("--cron", help='when, e.g. "0 6 * * 1": every Monday at six')
+    schedule.add_argument(
+        "--timezone", default="UTC", metavar="ZONE", help="of these times, e.g. Europe/Berlin"
+    )
+    schedule.add_argument("--off", action="store_true", help="end the schedule of CONFIG")
 
 
 def _count(text: str) -> int:
@@ -200,6 +245,29 @@ def _dry_run(path: Path, number: int | Literal["next"] | None, flags: Sequence[s
 
     config = load_config(path, flags)
     show(config, _resolved(config, number or 0), _console())
+
+
+def _submit(path: Path, number: int | Literal["next"], follow: bool, flags: Sequence[str]) -> None:
+    from flows import launch  # noqa: PLC0415
+    from flows.load import load_config  # noqa: PLC0415
+
+    config = load_config(path, flags)
+    launch.submit_round(config, None if number == "next" else number, follow, _console())
+
+
+def _schedule(path: Path, cron: str, timezone: str, flags: Sequence[str]) -> None:
+    from flows import launch  # noqa: PLC0415
+    from flows.load import load_config  # noqa: PLC0415
+
+    launch.schedule_rounds(load_config(path, flags), cron, timezone, _console())
+
+
+def _schedules(path: Path | None, is_off: bool) -> None:
+    from flows import launch  # noqa: PLC0415
+
+    if path and not is_off:
+        raise InputError(f'{path}: say when, e.g. --cron "0 6 * * 1", or --off')
+    launch.schedules(_name(str(path)) if path else None, _console())
 
 
 def _resolved(config: RoundConfig, number: int | Literal["next"]) -> int:
@@ -262,7 +330,8 @@ def _up(config: Path | None) -> None:
     from flows import launch  # noqa: PLC0415
     from flows.load import load_config  # noqa: PLC0415
 
-    launch.bring_up(Console(), labeling=load_config(config).labeling if config else None)
+    labeling = load_config(config).labeling if config else None
+    launch.bring_up(Console(), labeling=labeling, with_worker=True)
 
 
 def _down() -> None:

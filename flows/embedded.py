@@ -1,6 +1,6 @@
 """The two embedded servers, Prefect and Label Studio, on SQLite: how each is started and how one
 knows that it is ready. Who starts them and when is in servers.py. Prefect listens on 127.0.0.1
-alone: whoever reaches it can run code here."""
+alone, and asks for a password."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READY_WITHIN_S = 180.0
 PREFERRED_PORT = {"prefect": 4200, "label_studio": 8080}
 HEALTH = {"prefect": "/api/ready", "label_studio": "/health"}
-TITLE = {"prefect": "Prefect", "label_studio": "Label Studio"}
+TITLE = {"prefect": "Prefect", "label_studio": "Label Studio", "worker": "worker"}
 LOG = {"prefect": "prefect.log", "label_studio": "label-studio.log"}
 # What a server may see of our environment; its own settings come on top. Anything else (a stray
 # PREFECT_ or DJANGO_ variable, an empty boolean, a secret) would change or crash it.
@@ -73,8 +73,9 @@ class Launch:
         )
 
 
-def prefect(home: Path, port: int) -> Launch:
-    """Prefect's API server and dashboard."""
+def prefect(home: Path, port: int, access: str) -> Launch:
+    """Prefect's API server and dashboard. Whoever reaches it runs code here, so it asks for
+    `access`: a name and a password, joined by a colon."""
     folder = home / "prefect"
     return Launch(
         name="prefect",
@@ -85,6 +86,8 @@ def prefect(home: Path, port: int) -> Launch:
             "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_SERVER_API_AUTH_STRING": access,
+            "PREFECT_API_AUTH_STRING": access,  # its own services call it, too
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_CLI_PROMPT": "false",

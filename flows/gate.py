@@ -45,6 +45,31 @@ class Opened:
     where: str = field(default="", compare=False)
 
 
+@dataclass(frozen=True)
+class Pending:
+    """The gate is closed: where the ranking stands, and the page to rank at."""
+
+    tally: Tally
+    page: str
+
+    @property
+    def where(self) -> str:
+        return self.page
+
+
+def look_once(
+    label_studio: LabelStudio, published: Published, config: Labeling
+) -> Opened | Pending:
+    """One turn of `wait_for_rankings`. Raises ConnectionError when the server fails."""
+    gate = _Gate(published, config)
+    gate.look(label_studio)
+    page = label_studio.page(gate.published.project.id)
+    if gate.tally.is_enough:
+        return Opened(len(gate.seen.rankings), gate.seen.snapshot, page)
+    _refuse_to_wait_for_nobody(gate.seen, gate.wanted, config)
+    return Pending(gate.tally, page)
+
+
 def wait_for_rankings(
     label_studio: LabelStudio,
     published: Published,

@@ -23,16 +23,23 @@ def url(home: Path, name: Name) -> str | None:
 
 
 def prefect_headers() -> dict[str, str]:
+    """What a given Prefect is asked with: PREFECT_API_KEY or PREFECT_API_AUTH_STRING."""
     if key := os.environ.get("PREFECT_API_KEY"):
         return {"Authorization": f"Bearer {key}"}
     if pair := os.environ.get("PREFECT_API_AUTH_STRING"):
-        return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+        return basic(pair)
     return {}
+
+
+def basic(pair: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
 
 
 def check_prefect(api_url: str) -> None:
     """Raises InputError when that Prefect cannot be reached or refuses."""
     answer = embedded.get(f"{api_url}/health", prefect_headers(), timeout_s=15)
+    if answer == 200 and embedded.get(f"{api_url}/admin/version", prefect_headers()) == 401:
+        answer = 401  # its health is told to everybody
     if answer != 200:
         raise InputError(
             f"PREFECT_API_URL {api_url} "

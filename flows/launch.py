@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import servers
+from flows import processes, server_home, servers
 from flows.check import check_inputs
 from flows.lineage import look
 from flows.plan import needed_steps
-from flows.progress import LOGGERS, Step, Terminal
+from flows.prefect_environment import prefect_environment
+from flows.progress import Step, Terminal, hear_our_loggers
 from flows.server_home import HINT, NAMES, Name, check_writable
 from flows.servers import Servers
 from flows.summary import step_rows
 from labeling.addresses import LOOPBACK, Address
+from labeling.errors import InputError
 
 if TYPE_CHECKING:
     from flows.config import RoundConfig
@@ -33,30 +36,119 @@ logger = logging.getLogger(__name__)
 
 
 def bring_up(
-    console: Console, wanted: Collection[Name] = NAMES, labeling: Labeling | None = None
+    console: Console,
+    wanted: Collection[Name] = NAMES,
+    labeling: Labeling | None = None,
+    with_worker: bool = False,
 ) -> Servers:
-    """Start the servers that do not run, and print where they are; the login only once.
-    `labeling` may name where Label Studio listens."""
-    clock = time.monotonic()
+    """Start the servers that do not run, and print where they are; the logins only once.
+    `labeling` may name where Label Studio listens; `with_worker`: what takes submitted rounds is
+    started, too."""
+    clock, home = time.monotonic(), servers.default_home()
     with Terminal(console):
         logger.info("starting", extra={"step": Step("servers", "begin")})
         address = named_address(labeling) if labeling else None
-        up = servers.up(servers.default_home(), wanted, address)
+        up = servers.up(home, wanted, address)
+        if with_worker:
+            _start_worker(up, home)
         seconds = time.monotonic() - clock
         logger.info("ready", extra={"step": Step("servers", "made", seconds, "ready")})
+    kept = f"(shown once; kept in {home / 'credentials.json'})"
     console.print(f"Prefect       {up.prefect.ui_url}", highlight=False)
+    if up.prefect.is_new:
+        console.print(
+            f"              its dashboard asks for {escape(up.prefect.access)} {kept}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if up.label_studio:
         console.print(f"Label Studio  {up.label_studio.public_url}", highlight=False)
         if up.label_studio.public_url != up.label_studio.url:
             console.print(f"              behind it: {up.label_studio.url}", highlight=False)
     if up.label_studio and (login := up.label_studio.login):
         console.print(
-            f"              log in as {escape(login.email)} with {escape(login.password)} "
-            f"(shown once; kept in {servers.default_home() / 'credentials.json'})",
+            f"              log in as {escape(login.email)} with {escape(login.password)} {kept}",
             highlight=False,
             soft_wrap=True,
         )
+    if with_worker:
+        console.print(f"Worker        rounds run in {Path.cwd()}", highlight=False, soft_wrap=True)
     return up
+
+
+def _start_worker(up: Servers, home: Path) -> None:
+    set_prefect_environment(up)
+    from flows import worker  # noqa: PLC0415 - imports Prefect
+
+    worker.ensure(home, Path.cwd(), prefect_environment(up, home))
+
+
+def connected(what: str) -> Servers:
+    """The servers, running, with Prefect's environment set; `what` is done with the worker.
+
+    Raises InputError when a server or the worker does not run.
+    """
+    home = servers.default_home()
+    up, process = servers.connect(home), server_home.recall(home, "worker").process
+    if up is None or process is None or processes.find(process) is None:
+        missing = "a server is down" if up is None else "no worker is at work"
+        raise InputError(f"{missing}, and {what} needs it: `rankloop up` starts it")
+    set_prefect_environment(up)
+    return up
+
+
+def submit_round(config: RoundConfig, number: int | None, follow: bool, console: Console) -> None:
+    """Start a round on the worker, and `follow` it if asked; Ctrl-C leaves it running.
+
+    Raises InputError when it cannot begin, or was followed and did not end well.
+    """
+    up = connected("a submitted round")
+    check_inputs(config.for_round(number or 0), number or 0)
+    from flows import submit  # noqa: PLC0415 - imports Prefect
+
+    made = submit.submit(config, number, up.prefect.ui_url)
+    console.print(f"{made.name} is submitted: {made.page}", highlight=False, soft_wrap=True)
+    if not follow:
+        return
+    try:
+        end = submit.follow(
+            made, config.name, partial(console.print, highlight=False, markup=False, soft_wrap=True)
+        )
+    except KeyboardInterrupt:
+        console.print("the run goes on; `rankloop status` tells how it is", highlight=False)
+        return
+    console.print(f"the run is {str(end.name).lower()}", highlight=False)
+    if not end.is_completed():
+        raise InputError(f"{made.name}: {end.message or end.name}")
+
+
+def schedule_rounds(config: RoundConfig, cron: str, timezone: str, console: Console) -> None:
+    """Start a round of the run on the worker at these times.
+
+    Raises InputError when it could not begin, or for what is no time.
+    """
+    connected("a schedule")
+    check_inputs(config)
+    from flows import submit  # noqa: PLC0415 - imports Prefect
+
+    first = submit.schedule(config, cron, timezone)
+    console.print(f"{config.name}: the first round begins {first:%a %d %b %Y, %H:%M %Z}")
+
+
+def schedules(off: str | None, console: Console) -> None:
+    """Print what is scheduled, or turn a run's schedule `off`."""
+    connected("a schedule")
+    from flows import submit  # noqa: PLC0415 - imports Prefect
+
+    if off is not None:
+        ended = submit.unschedule(off)
+        console.print(f"{off}: {'not scheduled any more' if ended else 'was not scheduled'}")
+        return
+    found = submit.schedules()
+    for name, when in found.items():
+        console.print(f"{name}: {when}", highlight=False)
+    if not found:
+        console.print("nothing is scheduled")
 
 
 def named_address(labeling: Labeling) -> Address | None:
@@ -84,7 +176,8 @@ def run_rounds(config: RoundConfig, numbers: Sequence[int], console: Console) ->
     try:
         for number in numbers:
             with Terminal(console):
-                document = rankloop_round(config, number)
+                document = rankloop_round(config, number, str(Path.cwd()))
+            assert isinstance(document, dict)  # it was told its number
             _print_closing(document, console)
     except httpx.TransportError as error:  # Label Studio's are told apart where they arise
         raise ConnectionError(
@@ -96,24 +189,17 @@ def run_rounds(config: RoundConfig, numbers: Sequence[int], console: Console) ->
 def set_prefect_environment(up: Servers) -> None:
     """Point Prefect at the server, and its logging at the dashboard alone: the terminal has our
     own bars."""
-    home = servers.default_home()
     os.environ.update(
-        {
-            "PREFECT_API_URL": up.prefect.api_url,
-            "PREFECT_HOME": str(home / "prefect"),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
+        prefect_environment(up, servers.default_home())
+        | {
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-            "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS),
-            "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
             # A server that goes away is told once and by us, not by each of Prefect's workers.
             "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
             "PREFECT_CLIENT_MAX_RETRIES": "3",
         }
     )
     logging.raiseExceptions = False  # its log worker writes to stderr what it cannot send
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(logging.INFO)
+    hear_our_loggers()
 
 
 def _print_closing(document: dict[str, Any], console: Console) -> None:

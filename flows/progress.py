@@ -34,6 +34,12 @@ class Step:
     result: str = ""
 
 
+def hear_our_loggers() -> None:
+    """Let what our code logs through, for whoever listens."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
 class Terminal(logging.Handler):
     """Shows records of LOGGERS between `with Terminal(console):` and its end."""
 

@@ -36,26 +36,41 @@ LINKS = {
 }
 
 
+class Taken(InputError):
+    """Another process is at work on the round."""
+
+
 class RoundRecord:
     """One round's folder and its round.json, which is rewritten whole after every step. `lineage`,
     from when the record is entered, is what the round starts from.
 
-    `document` is what round.json holds: name, round, status (`running`, `complete`, `failed`,
-    `interrupted`), stopped_after, error, `step` (the one at work, or at which it ended), `waiting`
-    (while the gate is closed: labeling/tally.py's Tally, and the page to rank at), config,
-    seed, versions, commit, times, addresses, `stages.<name>` with seconds, reused, key, path and
-    commit, and the metrics of the main ones under `prompts`, `labels`, `reward`, `ppo` and
-    `evaluation`; `data`, digests of all that it was made from; `started_from`, the policy that was
-    promoted when it began (none: the initial one), and `lineage`, the rounds before it;
-    `promotion`, what the gate said.
+    `document` is what round.json holds: name, round, status (`running`, `waiting` for people
+    without a process, `complete`, `failed`, `interrupted`), stopped_after, error, `step` (the one
+    at work, or at which it ended), `waiting` (while the gate is closed: labeling/tally.py's Tally,
+    and the page to rank at), config, seed, versions, commit, times, addresses, `stages.<name>` with
+    seconds, reused, key, path and commit, and the metrics of the main ones under `prompts`,
+    `labels`, `reward`, `ppo` and `evaluation`; `data`, digests of all that it was made from;
+    `started_from`, the policy that was promoted when it began (none: the initial one), and
+    `lineage`, the rounds before it; `promotion`, what the gate said; `flow_runs`, the ids of the
+    Prefect runs that were at work on it, the newest last.
     `killed` holds the dashboard's addresses of earlier runs of this round that had no time to write
     down how they ended, until the dashboard is told.
     """
 
-    def __init__(self, runs: Path, config: RoundConfig, number: int = 0) -> None:
+    def __init__(
+        self,
+        runs: Path,
+        config: RoundConfig,
+        number: int = 0,
+        flow_run: str = "",
+        patience_s: float = 1.0,
+    ) -> None:
+        """`flow_run`: the id of the Prefect run that is at work; `patience_s`: how long it waits
+        for another to leave the round (`rankloop status` holds it for a moment)."""
         self.run = runs.resolve() / config.name
         self.lineage = Lineage(round=number)
-        self._config = config
+        self.is_suspended = False
+        self._config, self._patience_s = config, patience_s
         self._manifests: dict[str, dict[str, Any]] = {}
         self.folder = self.place(runs, config, number)
         self._look_back()  # before there is a folder
@@ -70,6 +85,7 @@ class RoundRecord:
             "step": None,
             "waiting": None,
             "killed": [],
+            "flow_runs": [flow_run] if flow_run else [],
             "seed": config.seed,
             "started": _now(),
             "finished": None,
@@ -113,6 +129,8 @@ class RoundRecord:
         if earlier.get("status") == "running":  # and we hold the lock
             killed = [*killed, earlier.get("addresses", {}).get("dashboard")]
         self.document["killed"] = list(dict.fromkeys(filter(None, killed)))
+        runs = [*earlier.get("flow_runs", []), *self.document["flow_runs"]]
+        self.document["flow_runs"] = list(dict.fromkeys(reversed(runs)))[::-1]
         labels = earlier.get("labels", {})
         if "given" not in labels:  # how labels were frozen is known only once
             self.document["labels"] = labels
@@ -125,9 +143,9 @@ class RoundRecord:
 
     def __enter__(self) -> RoundRecord:
         try:
-            self._lock.acquire(timeout=1)  # `rankloop status` holds it for a moment
+            self._lock.acquire(timeout=self._patience_s)
         except Timeout:
-            raise InputError(
+            raise Taken(
                 f"another process is at work on {self.folder}: wait for it, or give this run "
                 "another name with --name"
             ) from None
@@ -155,6 +173,8 @@ class RoundRecord:
     ) -> None:
         interrupted = kind is not None and not issubclass(kind, Exception)
         status = "interrupted" if interrupted else "failed" if kind else "complete"
+        if self.is_suspended:
+            status, interrupted = "waiting", True
         message = None
         if error is not None and not interrupted:
             message = (str(error) or type(error).__name__).splitlines()[0]
@@ -246,6 +266,15 @@ class RoundRecord:
         partial = self.folder / f".{name}.partial"
         shutil.copyfile(source, partial)
         os.replace(partial, self.folder / name)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process of this host is at work on the round of this folder."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _lasting(config: Any) -> Any:

@@ -7,24 +7,30 @@ is there already, so resuming, retrying and running again are the same thing.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
+from prefect.flow_runs import suspend_flow_run
 from prefect.results import ResultRecord
+from prefect.states import Completed
 from pydantic import BaseModel
 
 from flows.config import RoundConfig
+from flows.flow_runs import is_alive, rename
 from flows.freezing import FrozenLabels
+from flows.gate import Pending
 from flows.lineage import Start
 from flows.plan import needed_steps, not_used
-from flows.progress import Event, Step
+from flows.progress import Event, Step, hear_our_loggers
 from flows.recipe import follow
-from flows.record import RoundRecord
+from flows.record import RoundRecord, Taken
 from flows.runner import StageResult
 from flows.servers import default_home
 from flows.stages import Stage
@@ -42,8 +48,12 @@ from flows.tasks import (
     simulate,
     summarise,
 )
+from flows.turns import take
 
 logger = logging.getLogger(__name__)
+
+# How long a resumed run waits for the process that was suspended to leave the round.
+_PATIENCE_S = 60.0
 
 _SYNCS: dict[str, Callable[..., Any]] = {
     "publish": publish,
@@ -61,35 +71,74 @@ _SAID: dict[Event, str] = {
 }
 
 
-@flow(
-    name="rankloop-round",
-    flow_run_name="{config.name}-{number:03d}",
-    retries=0,
-    log_prints=False,
-)
-def rankloop_round(config: RoundConfig, number: int = 0) -> dict[str, Any]:
-    """One round here and now; returns what round.json holds. Finished stages are reused.
+def _run_name() -> str:
+    parameters = runtime.flow_run.parameters
+    return _name(parameters["config"], parameters.get("number"))
+
+
+def _name(config: RoundConfig, number: int | None) -> str:
+    return config.name if number is None else f"{config.name}-{number:03d}"
+
+
+@flow(name="rankloop-round", flow_run_name=_run_name, retries=0, log_prints=False)
+def rankloop_round(
+    config: RoundConfig, number: int | None = None, folder: str = ""
+) -> dict[str, Any] | State[Any]:
+    """One round of a run, from its prompts to its report; returns what round.json holds. Finished
+    steps are reused.
+
+    In this process it waits for its labelers. As a run of a deployment it is suspended meanwhile,
+    holds nothing, and `watch-rankings` resumes it.
 
     Args:
-        config: the run's.
-        number: which of its rounds; the first one is 0.
+        config: The run, as a YAML file has it; paths are absolute.
+        number: Which of its rounds; the first one is 0. Without it: the unfinished one, else a new
+            one.
+        folder: The folder that holds `runs/`. Without it: the one that `rankloop up` was called in.
     """
+    hear_our_loggers()
+    if folder:
+        os.chdir(folder)
+    is_deployed, flow_run = runtime.deployment.id is not None, str(runtime.flow_run.id)
+    runs, is_told = Path.cwd() / "runs", number is not None
+    if number is None:
+        number = take(runs / config.name, flow_run, is_alive)
+        if number is None:
+            return _nothing_to_do(f"another run is at the newest round of {config.name}")
+        rename(flow_run, _name(config, number))
     config = config.for_round(number)
+    patience = _PATIENCE_S if is_deployed else 1.0
+    try:
+        with RoundRecord(runs, config, number, flow_run, patience) as record:
+            return _follow(config, number, record, is_deployed)
+    except Taken as taken:
+        if is_told:
+            raise
+        return _nothing_to_do(str(taken))
+
+
+def _follow(
+    config: RoundConfig, number: int, record: RoundRecord, is_deployed: bool
+) -> dict[str, Any]:
     steps = needed_steps(config, number)
-    with RoundRecord(Path.cwd() / "runs", config, number) as record:
-        record.document["addresses"]["dashboard"] = runtime.flow_run.ui_url
-        record.save()
-        for dashboard in record.document["killed"]:
-            mark_killed(dashboard)
-        record.document["killed"] = []
-        record.save()
-        for line in not_used(config):
-            logger.warning(line)
-        make = _Maker(record, {*steps, "summary"})
-        start = Start(record.lineage, Store(default_home() / "store"))
-        last = follow(config, start, record.labels_path, make)
-        make.sync("summary", record.document, last)
+    record.document["addresses"]["dashboard"] = runtime.flow_run.ui_url
+    record.save()
+    for dashboard in record.document["killed"]:
+        mark_killed(dashboard)
+    record.document["killed"] = []
+    record.save()
+    for line in not_used(config):
+        logger.warning(line)
+    make = _Maker(record, {*steps, "summary"}, is_deployed)
+    start = Start(record.lineage, Store(default_home() / "store"))
+    last = follow(config, start, record.labels_path, make)
+    make.sync("summary", record.document, last)
     return record.document
+
+
+def _nothing_to_do(why: str) -> State[Any]:
+    logger.warning("%s: nothing is begun", why)
+    return Completed(name="Skipped", message=f"{why[:1].upper()}{why[1:]}: nothing is begun.")
 
 
 # --- what goes with every step -------------------------------------------------------------------
@@ -98,9 +147,10 @@ def rankloop_round(config: RoundConfig, number: int = 0) -> dict[str, Any]:
 class _Maker:
     """Calls a needed step's task, tells the terminal, and notes the outcome in round.json."""
 
-    def __init__(self, record: RoundRecord, needed: Set[str]) -> None:
+    def __init__(self, record: RoundRecord, needed: Set[str], is_deployed: bool) -> None:
         self.record = record
         self.needed = needed
+        self.is_deployed = is_deployed
 
     def stage(
         self, stage: Stage, config: BaseModel | None, **inputs: Any
@@ -117,10 +167,23 @@ class _Maker:
     def sync(self, name: str, *arguments: Any) -> Outcome[Any] | None:
         if name not in self.needed:
             return None
-        clock = time.monotonic()
         if name == "gate":
-            arguments = (*arguments, self.record.wait)
-        elif name == "promote":
+            return self._gate(*arguments)
+        return self._sync(name, *arguments)
+
+    def _gate(self, *arguments: Any) -> Outcome[Any]:
+        """Level-triggered: whoever resumes a suspended round, whenever, it looks once more."""
+        while True:
+            seen = self._sync("gate", *arguments, self.record.wait, self.is_deployed)
+            if not isinstance(seen.value, Pending):
+                return seen
+            self.record.is_suspended = True
+            suspend_flow_run(timeout=None, key=f"rankings-{uuid4()}")  # ends this process
+            self.record.is_suspended = False
+
+    def _sync(self, name: str, *arguments: Any) -> Outcome[Any]:
+        clock = time.monotonic()
+        if name == "promote":
             arguments = (*arguments, self.record.run)
         with self._announced(name) as end:
             done: Outcome[Any] = _unwrap(_SYNCS[name](*arguments))

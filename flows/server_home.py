@@ -21,6 +21,8 @@ from labeling.errors import InputError
 logger = logging.getLogger(__name__)
 
 Name = Literal["prefect", "label_studio"]
+# What `up` leaves running besides the servers is remembered beside them.
+Process = Literal["prefect", "label_studio", "worker"]
 HINT = "set RANKLOOP_HOME to a folder that can be written"
 NAMES: tuple[Name, ...] = ("prefect", "label_studio")
 
@@ -66,7 +68,7 @@ class Known:
         return f"http://{self.address.reached_at}:{self.port}" if self.port else ""
 
 
-def recall(home: Path, name: Name) -> Known:
+def recall(home: Path, name: Process) -> Known:
     entry = read(home / "servers.json").get(name) or {}
     process = entry.get("process")
     return Known(
@@ -76,7 +78,7 @@ def recall(home: Path, name: Name) -> Known:
     )
 
 
-def remember(home: Path, name: Name, known: Known) -> None:
+def remember(home: Path, name: Process, known: Known) -> None:
     entries = read(home / "servers.json")
     write_private(home / "servers.json", entries | {name: asdict(known)})
 
@@ -105,6 +107,18 @@ def account(home: Path) -> Account:
         raise InputError(f"{path} has no {error}: put back the file that `up` wrote") from None
 
 
+def prefect_access(home: Path) -> str:
+    """What the embedded Prefect asks for, made up now if there is none yet: `rankloop:<password>`,
+    for PREFECT_API_AUTH_STRING and the dashboard's first page."""
+    account(home)
+    path = credentials_path(home)
+    known = read(path)
+    if "prefect" not in known:
+        known |= {"prefect": f"rankloop:{secrets.token_urlsafe(12)}", "prefect_shown": False}
+        write_private(path, known)
+    return str(known["prefect"])
+
+
 def read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
@@ -114,10 +128,11 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not JSON: mend it, or remove it and start again") from None
 
 
-def show_once(home: Path) -> bool:
-    """Whether the login is to be shown now: only once, by the first `up` that got that far."""
+def show_once(home: Path, what: Literal["shown", "prefect_shown"]) -> bool:
+    """Whether a login (Label Studio's, Prefect's) is to be shown now: only once, by the first `up`
+    that got that far."""
     known = read(credentials_path(home))
-    if known.get("shown"):
+    if known.get(what):
         return False
-    write_private(credentials_path(home), known | {"shown": True})
+    write_private(credentials_path(home), known | {what: True})
     return True

@@ -20,7 +20,7 @@ from typing import Literal
 from flows import embedded, given_servers, processes, server_home
 from flows.embedded import HEALTH, LOG, PREFERRED_PORT, TITLE, Launch
 from flows.processes import Detached
-from flows.server_home import NAMES, Known, Name
+from flows.server_home import NAMES, Known, Name, Process
 from labeling.addresses import THIS_MACHINE, Address, is_own_address
 from labeling.errors import InputError
 
@@ -37,10 +37,14 @@ class Login:
 
 @dataclass(frozen=True)
 class PrefectServer:
-    """`api_url` is what PREFECT_API_URL takes; `ui_url` is the dashboard."""
+    """`api_url` is what PREFECT_API_URL takes; `ui_url` is the dashboard. `access` is what
+    PREFECT_API_AUTH_STRING takes, "" for a server of others, which the environment knows;
+    `is_new`: nobody was shown it yet."""
 
     api_url: str
     ui_url: str
+    access: str = field(default="", repr=False)
+    is_new: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def up(home: Path, wanted: Collection[Name] = NAMES, address: Address | None = N
     with server_home.lock(home):
         launched = []
         if given_servers.url(home, "prefect") is None:
-            build = partial(embedded.prefect, home)
+            access = server_home.prefect_access(home)
+            build = partial(embedded.prefect, home, access=access)
             launched.append(_start(home, "prefect", THIS_MACHINE, build))
         if "label_studio" in wanted and given_servers.url(home, "label_studio") is None:
             there = address or server_home.recall(home, "label_studio").address
@@ -174,7 +179,8 @@ def down(home: Path) -> list[str]:
     if not home.is_dir():
         return stopped
     with server_home.lock(home):
-        for name in reversed(NAMES):
+        names: tuple[Process, ...] = ("worker", *reversed(NAMES))
+        for name in names:
             known = server_home.recall(home, name)
             if known.process is None:
                 continue
@@ -190,14 +196,21 @@ def down(home: Path) -> list[str]:
 
 def _servers(home: Path, wanted: Collection[Name] = NAMES) -> Servers:
     """Where the servers are, after asking whether they take our keys."""
-    if (api_url := given_servers.url(home, "prefect")) is not None:
-        given_servers.check_prefect(api_url)
-    else:
-        api_url = f"{server_home.recall(home, 'prefect').url}/api"
-    return Servers(
-        PrefectServer(api_url, api_url.removesuffix("/api")),
-        _label_studio(home) if "label_studio" in wanted else None,
-    )
+    return Servers(_prefect(home), _label_studio(home) if "label_studio" in wanted else None)
+
+
+def _prefect(home: Path) -> PrefectServer:
+    if (given := given_servers.url(home, "prefect")) is not None:
+        given_servers.check_prefect(given)
+        return PrefectServer(given, given.removesuffix("/api"))
+    url, access = server_home.recall(home, "prefect").url, server_home.prefect_access(home)
+    answer = embedded.get(f"{url}/api/admin/version", given_servers.basic(access), timeout_s=15)
+    if answer != 200:
+        raise InputError(
+            f"Prefect at {url} refuses the password in {server_home.credentials_path(home)} "
+            f"(HTTP {answer}): `rankloop down` and `rankloop up` start it with that one"
+        )
+    return PrefectServer(f"{url}/api", url, access)
 
 
 def _label_studio(home: Path) -> LabelStudioServer:
@@ -264,11 +277,13 @@ def _told(address: Address) -> str:
 
 
 def _with_login_once(home: Path, servers: Servers) -> Servers:
-    """Add the login the first time; a killed `up` has not shown it, so the next one does."""
+    """Add the logins the first time; a killed `up` has not shown them, so the next one does."""
+    if servers.prefect.access and server_home.show_once(home, "prefect_shown"):
+        servers = replace(servers, prefect=replace(servers.prefect, is_new=True))
     found = servers.label_studio
     if found is None or given_servers.url(home, "label_studio") is not None:
         return servers
-    if not server_home.show_once(home):
+    if not server_home.show_once(home, "shown"):
         return servers
     account = server_home.account(home)
     login = Login(account.email, account.password)

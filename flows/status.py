@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from flows import history, lineage
 from flows.config import project_title
+from flows.record import is_locked
 from labeling import tally
 from labeling.errors import InputError
 
@@ -44,7 +43,7 @@ def _describe(path: Path, connect: Connect) -> list[str]:
         document = json.loads(path.read_text())
         name = f"{document['name']} round {document['round']}"
         look = partial(_look, path, document, connect)
-        state, *more = _state(document, _is_locked(path.parent), look)
+        state, *more = _state(document, is_locked(path.parent), look)
         return [f"{name}: {state}", *(f"  {line}" for line in more)]
     except (OSError, ValueError, KeyError, TypeError) as trouble:
         return [f"{path} cannot be read ({type(trouble).__name__})"]
@@ -95,7 +94,9 @@ def _state(
     seen = None if is_at_work else look()
     first, *more = tally.describe(seen or waiting)
     when = "" if seen or is_at_work else f" (as of {tally.for_people(waiting['taken'])})"
-    again = "" if is_at_work else "; `rankloop run` goes on"
+    again = "; `rankloop run` goes on"
+    if is_at_work or status == "waiting":  # or `watch-rankings` resumes it
+        again = ""
     return [said + again, first + when, *more, f"rank at {waiting['page']}"]
 
 
@@ -115,11 +116,3 @@ def _look(path: Path, document: dict[str, Any], connect: Connect) -> dict[str, A
     except (ConnectionError, InputError) as error:
         logger.warning("%s", error)
         return None
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True

@@ -41,6 +41,10 @@ def headline(step: str, metrics: Mapping[str, Any]) -> str:
         if metrics["incumbent"] != metrics["initial"]:
             said += f"; {metrics['win_rate_vs_incumbent']:.3f} over the incumbent"
         return said
+    if step == "gate" and "tally" in metrics:
+        return (
+            f"{metrics['tally'].counting} of {counted(metrics['tally'].wanted, 'ranking')} so far"
+        )
     return _HEADLINES[step].format_map({name: _Counted(m) for name, m in metrics.items()})
 
 

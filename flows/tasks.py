@@ -24,15 +24,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Completed, Crashed
+from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
 from flows import answers, freezing, publication, servers
 from flows.answers import Answered
 from flows.config import RoundConfig
+from flows.flow_runs import end_killed
 from flows.freezing import FrozenLabels
-from flows.gate import Opened, wait_for_rankings
+from flows.gate import Opened, Pending, look_once, wait_for_rankings
 from flows.history import FILE, policy_of
 from flows.lineage import Lineage
 from flows.progress import LOGGERS
@@ -113,7 +114,7 @@ def publish(
     known = freezing.find_frozen(frozen, file)
     return _answer(
         publication.publish(
-            _label_studio(),
+            label_studio(),
             title,
             config.labeling,
             file,
@@ -128,7 +129,7 @@ def simulate(config: RoundConfig, published: Outcome[Published], frozen: Path) -
     """The answers of simulated labelers, if there are any and they still matter."""
     if frozen.exists():
         return _answer(Answered(0))
-    return _answer(answers.simulate(_label_studio(), published.value, config.labeling))
+    return _answer(answers.simulate(label_studio(), published.value, config.labeling))
 
 
 @task(task_run_name="gate", **_RETRIES)
@@ -138,20 +139,23 @@ def gate(
     labeled: Outcome[Any],
     frozen: Path,
     on_wait: Callable[[Tally, str], None],
-) -> Answer[Opened]:
-    """Wait here until there are enough rankings, unless the labels are frozen already."""
+    is_suspended: bool,
+) -> Answer[Opened | Pending]:
+    """Whether there are enough rankings, or the labels are frozen already. If not, wait for them
+    here, or `is_suspended`: look once."""
     known = freezing.find_frozen(frozen, published.value.completions)
     if known is not None:
         return _answer(Opened(known.rankings))
-    return _answer(
-        wait_for_rankings(
-            _label_studio(),
-            published.value,
-            config.labeling,
-            _label_studio,
-            _Waiting(config.name, on_wait),
+    tell = _Waiting(config.name, on_wait)
+    if not is_suspended:
+        return _answer(
+            wait_for_rankings(label_studio(), published.value, config.labeling, label_studio, tell)
         )
-    )
+    seen = look_once(label_studio(), published.value, config.labeling)
+    if isinstance(seen, Pending):
+        tell(seen.tally, seen.page)
+        return Completed(name="Waiting", data=Outcome(seen))
+    return _answer(seen)
 
 
 @task(task_run_name="freeze labels", **_RETRIES)
@@ -193,26 +197,25 @@ def summarise(document: dict[str, Any], last: Outcome[Any]) -> Answer[Summary]:
         create_table_artifact(rows, key=f"{name}-steps", description="Steps")
         create_markdown_artifact(text, key=f"{name}-summary", description="Outcome")
 
-    _shown(show)
+    shown(show)
     return _answer(Summary())
 
 
 def mark_killed(dashboard: str) -> None:
-    """End a killed run on the dashboard, which would show it at work for ever. Another server than
-    the one that it ran on does not know it."""
+    """End a killed run on the dashboard. Another server than the one that it ran on does not know
+    it."""
 
     def show() -> None:
         run = UUID(dashboard.rpartition("/")[2])
-        ended: State[Any] = Crashed(message="Killed; a later run of the round goes on.")
         with get_client(sync_client=True) as client, suppress(ObjectNotFound):
             state = client.read_flow_run(run).state
             if state is None or not state.is_final():
-                client.set_flow_run_state(run, ended, force=True)
+                end_killed(client, run, "Killed; a later run of the round goes on.")
 
-    _shown(show)
+    shown(show)
 
 
-def _shown(show: Callable[[], None]) -> bool:
+def shown(show: Callable[[], None]) -> bool:
     """Whether the dashboard took it. A dashboard that is away ends no work: that is worth a
     warning, whatever it is that Prefect's client raises."""
     try:
@@ -240,7 +243,12 @@ def _place(kind: Kind, value: Any) -> Any:
     return value.value.path if kind == "entry" else value.value.output
 
 
-def _label_studio() -> LabelStudio:
+def rankings_key(name: str) -> str:
+    """Of the table of rankings on the dashboard."""
+    return f"{_slug(name)}-rankings"
+
+
+def label_studio() -> LabelStudio:
     found = servers.connect(servers.default_home())
     if found is None or found.label_studio is None:
         raise ConnectionError("a server is down: `rankloop up` starts it, `rankloop status` asks")
@@ -256,7 +264,7 @@ class _Waiting:
     """Hands on what the gate waits for, and keeps a table of it on the dashboard."""
 
     def __init__(self, name: str, on_wait: Callable[[Tally, str], None]) -> None:
-        self._key = f"{_slug(name)}-rankings"
+        self._key = rankings_key(name)
         self._on_wait = on_wait
         self._shown_last: object = None
 
@@ -272,7 +280,7 @@ class _Waiting:
         def show() -> None:
             create_table_artifact(tally_rows(stands), key=self._key, description=text)
 
-        _shown(show)
+        shown(show)
 
 
 class _Lines:
@@ -307,4 +315,4 @@ class _Lines:
             else:
                 update_progress_artifact(self._artifact, share, message)
 
-        self._is_shown = _shown(show)  # after one failure the stage goes on without
+        self._is_shown = shown(show)  # after one failure the stage goes on without

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-GIVEN_SERVERS = ("PREFECT_API_URL", "LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY")
+GIVEN_SERVERS = (
+    "PREFECT_API_URL",
+    "PREFECT_API_AUTH_STRING",
+    "LABEL_STUDIO_URL",
+    "LABEL_STUDIO_API_KEY",
+)
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +43,9 @@ def servers(servers_home: Path) -> Iterator[Servers]:
         for name in GIVEN_SERVERS:
             patch.delenv(name, raising=False)
         try:
-            yield up(servers_home)
+            found = up(servers_home)
+            patch.setenv("PREFECT_API_AUTH_STRING", found.prefect.access)  # where it is given
+            yield found
         finally:
             down(servers_home)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows import given_servers
 from flows.servers import Servers
 from labeling.label_studio import LabelStudio
 from tests import tiny
@@ -96,7 +97,7 @@ class Project:
         request = urllib.request.Request(
             self.prefect + path,
             None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json", **given_servers.prefect_headers()},
         )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=30) as answer:

@@ -1,0 +1,179 @@
+"""The worker that runs submitted and scheduled rounds on this machine, and the deployments that it
+runs: `ensure`, `find`. Talks to Prefect's server; the environment must name it before."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectNotFound
+from prefect.workers.process import ProcessWorker
+
+from flows import processes, server_home
+from flows.config import RoundConfig
+from flows.embedded import ROOT
+from flows.processes import Detached
+from flows.server_home import Known
+from labeling.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+POOL = "rankloop"
+ROUND, WATCH = "rankloop-round/rankloop-round", "watch-rankings/watch-rankings"
+PREFECT_FILE = ROOT / "infra" / "prefect.yaml"
+_READY_WITHIN_S = 90.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The worker's process, and whether it was started just now."""
+
+    process: Detached
+    is_new: bool
+
+
+def find(home: Path) -> Detached | None:
+    """The worker's process while it runs."""
+    process = server_home.recall(home.resolve(), "worker").process
+    return process if process and processes.find(process) else None
+
+
+def log_path(home: Path) -> Path:
+    return home / "logs" / "worker.log"
+
+
+def ensure(home: Path, folder: Path, environment: dict[str, str]) -> Worker:
+    """Have pool and deployments registered, and a worker at work that takes their runs.
+
+    Args:
+        folder: where rounds run that were not told their folder.
+        environment: Prefect's settings, those of this process (flows/prefect_environment.py).
+
+    Raises:
+        InputError: the deployments are refused, or the worker ends or stays silent.
+    """
+    home = home.resolve()
+    with server_home.lock(home), get_client(sync_client=True) as client:
+        _ensure_pool(client)
+        _register(client, folder, environment)
+        if (running := find(home)) is not None:
+            return Worker(running, is_new=False)
+        if stale := server_home.recall(home, "worker").process:
+            processes.stop(stale)  # what a worker that was killed left behind
+        begun = datetime.now(UTC)
+        process = _start(home, folder, environment)
+        server_home.remember(home, "worker", Known(process=process))
+        _wait_online(client, process, begun, log_path(home))
+        return Worker(process, is_new=True)
+
+
+def _ensure_pool(client: SyncPrefectClient) -> None:
+    try:
+        client.read_work_pool(POOL)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        pool = WorkPoolCreate(name=POOL, type="process", base_job_template=template)
+        client.create_work_pool(pool)
+
+
+def version(folder: Path) -> str:
+    """Of the deployments: changes with the file, the fields of a config, and the places."""
+    told = [PREFECT_FILE.read_text(), RoundConfig.model_json_schema(), str(folder), str(ROOT)]
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _register(client: SyncPrefectClient, folder: Path, environment: dict[str, str]) -> None:
+    wanted = version(folder)
+    if all(registered_version(client, name) == wanted for name in (ROUND, WATCH)):
+        return
+    logger.info("registering the deployments …")
+    given = {"RANKLOOP_FOLDER": str(folder), "RANKLOOP_VERSION": wanted}
+    done = subprocess.run(
+        (
+            *(sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"),
+            *("--prefect-file", str(PREFECT_FILE)),
+        ),
+        env=_clean_environment() | environment | given,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise InputError(
+            f"Prefect refuses {PREFECT_FILE}: {lines[-1] if lines else 'it does not say why'}"
+        )
+
+
+def registered_version(client: SyncPrefectClient, name: str) -> str | None:
+    """None for a deployment that is not there."""
+    try:
+        return client.read_deployment_by_name(name).version
+    except ObjectNotFound:
+        return None
+
+
+def _start(home: Path, folder: Path, environment: dict[str, str]) -> Detached:
+    log = log_path(home)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("starting the worker …")
+    return processes.start(
+        (
+            *(sys.executable, "-m", "prefect", "worker", "start"),
+            *("--pool", POOL, "--type", "process", "--name", name()),
+        ),
+        _clean_environment() | environment | _LASTING | {"RANKLOOP_HOME": str(home)},
+        folder,
+        log,
+        f"{home}:worker",
+    )
+
+
+# A round rides out a restart of the server: its client asks again for some minutes.
+_LASTING = {
+    "PREFECT_CLIENT_MAX_RETRIES": "10",
+    "PREFECT_WORKER_QUERY_SECONDS": "5",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def name() -> str:
+    """One worker a host."""
+    return f"rankloop-{socket.gethostname()}"
+
+
+def _clean_environment() -> dict[str, str]:
+    """Ours without settings of Prefect: a stray one would change what the worker does."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+
+
+def is_online(client: SyncPrefectClient, since: datetime) -> bool:
+    """Whether the server has heard of this host's worker since then."""
+    workers = client.read_workers_for_work_pool(POOL)
+    return any(
+        worker.name == name() and (worker.last_heartbeat_time or since) > since
+        for worker in workers
+    )
+
+
+def _wait_online(client: SyncPrefectClient, process: Detached, begun: datetime, log: Path) -> None:
+    deadline = time.monotonic() + _READY_WITHIN_S
+    while not is_online(client, begun):
+        if processes.reap(process) is not None or processes.find(process) is None:
+            raise InputError(f"the worker ended before it was ready: read {log}")
+        if time.monotonic() > deadline:
+            raise InputError(f"the worker is not ready after {_READY_WITHIN_S:.0f} s: read {log}")
+        time.sleep(0.5)
