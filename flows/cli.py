@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from flows.config import RoundConfig
 
-DEMO_ROUNDS = 1  # how many `rankloop demo` runs
+DEMO_ROUNDS = 2  # how many `rankloop demo` runs
 RUN_HELP = """\
 CONFIG is a YAML file. Every field can be overridden: --seed 7, --ppo.kl_coef 0.1 …; another seed
 than the file's is another run, runs/<name>-seed-7/. `rankloop run --fields` lists all of them."""
