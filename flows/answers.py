@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from flows.first_published import first_published
 from flows.publication import Published, find_project
 from labeling import simulated, snapshots
 from labeling.config import Labeling, SimulatedLabeler
 from labeling.errors import InputError
+from labeling.goal import Goal, goal_of
 from labeling.label_studio import LabelStudio
-from labeling.overlap import of_labeler, overlaps, submitted
+from labeling.overlap import of_labeler, submitted
 from labeling.rankings import Answer, Refusal, read_answers
 from labeling.records import Candidates, Ranking, read_candidates
 from labeling.scoring import load_score_function
@@ -58,9 +60,9 @@ class Look:
         """(task key, labeler) of the answers that somebody deleted."""
         return {(a.task, a.labeler) for a in self.answers if a.refusal is Refusal.WITHDRAWN}
 
-    def tally(self, numbers: Mapping[str, int], wanted: int | None) -> Tally:
-        """Where the ranking stands now; labeling/tally.py says of what."""
-        return tally(self.answers, numbers, wanted, datetime.now(UTC))
+    def tally(self, goal: Goal, now: datetime) -> Tally:
+        """Where the ranking stands; labeling/tally.py says of what."""
+        return tally(self.answers, goal, now)
 
 
 def look(label_studio: LabelStudio, published: Published, tasks: Sequence[Candidates]) -> Look:
@@ -75,6 +77,22 @@ def look(label_studio: LabelStudio, published: Published, tasks: Sequence[Candid
         raise ConnectionError(f"Label Studio at {label_studio.url}: {error}") from None
     snapshot = snapshots.keep(published.snapshots, content)
     note_answers(published.snapshots, export)
+    return _look(published, snapshot, export, tasks)
+
+
+def look_again(
+    published: Published, snapshot: Snapshot, tasks: Sequence[Candidates]
+) -> Look | None:
+    """The look that was taken when this snapshot was; None when it is gone or damaged."""
+    try:
+        return _look(published, snapshot, snapshot.tasks(), tasks)
+    except InputError:
+        return None
+
+
+def _look(
+    published: Published, snapshot: Snapshot, export: Tasks, tasks: Sequence[Candidates]
+) -> Look:
     there = submitted(export)
     missing = sum(task.key not in there for task in tasks)
     return Look(of_export(published.snapshots, export, tasks), snapshot, there, missing)
@@ -104,7 +122,8 @@ def stands_now(label_studio: LabelStudio, name: str, config: Labeling, folder: P
     Raises ConnectionError when the server fails.
     """
     answers, tasks = answers_now(label_studio, name, folder)
-    return tally(answers, overlaps(config, tasks), config.wanted, datetime.now(UTC))
+    goal = goal_of(config, tasks, first_published(folder, tasks))
+    return tally(answers, goal, datetime.now(UTC))
 
 
 def answers_now(

@@ -27,6 +27,7 @@ from flows.plan import Planned, look, not_used
 from flows.record import RoundRecord
 from flows.store import Store, kind_of_device
 from labeling.errors import InputError
+from labeling.goal import in_words
 from labeling.wording import counted
 
 # What Python, torch, the trainers and their bookkeeping take beside the model, measured on the CPU.
@@ -135,10 +136,13 @@ def _labels(config: RoundConfig, number: int, plan: Mapping[str, Planned], home:
         tasks = f"at most {min(limit or prompts.metrics['train'], prompts.metrics['train'])}"
     else:
         tasks = f"at most {limit}" if limit else "not yet known how many"
-    said = f"{config.labeling.wanted or 'one each'} wanted of {tasks} tasks"
-    if config.labeling.overlap > 1:
-        share = config.labeling.overlap_share
-        said += f", {config.labeling.overlap} of {'each' if share == 1 else f'about {share:.0%}'}"
+    labeling = config.labeling
+    said = f"{in_words(labeling.wanted)} wanted of {tasks} tasks"
+    if labeling.overlap > 1:
+        share = labeling.overlap_share
+        said += f", {labeling.overlap} of {'each' if share == 1 else f'about {share:.0%}'}"
+    if labeling.deadline_hours is not None:
+        said += f"; after {labeling.deadline_hours:g} hours {in_words(labeling.minimum)} will do"
     try:
         server = servers.find_label_studio(home)
         if server is None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from flows.first_published import first_published, note_first
+from flows.looks import Notes, alone
 from labeling import publishing, snapshots
 from labeling.config import Labeling
 from labeling.connection import Gone
 from labeling.durable import put_in_place
 from labeling.label_studio import LabelStudio, Project
-from labeling.overlap import overlaps, rankings_wanted, set_overlaps, usual
+from labeling.overlap import overlaps, set_overlaps, usual
 from labeling.publishing import KnownTask
 from labeling.records import Candidates, read_candidates
 from labeling.wording import counted
@@ -27,7 +30,8 @@ _PUBLISHED_ANEW_AT_MOST = 3
 @dataclass(frozen=True)
 class Published:
     """The labeling project, and its tasks: the completions of this file. `folder` is the round's;
-    `in_project` counts strangers' tasks too."""
+    `in_project` counts strangers' tasks too. `first`: when the tasks were first before labelers,
+    None where nothing is put before them any more."""
 
     project: Project
     completions: Path
@@ -35,6 +39,7 @@ class Published:
     created: int
     folder: Path
     in_project: int = 0
+    first: datetime | None = None
 
     @property
     def snapshots(self) -> Path:
@@ -63,19 +68,26 @@ def publish(
     Raises:
         InputError: people have ranked other completions in this project, or it belongs to another
             folder's run.
+        ConnectionError: the server fails, or another process is at work on this for long.
     """
+    with alone(folder):
+        return put_there(label_studio, name, config, completions, folder, is_frozen=is_frozen)
+
+
+def put_there(
+    label_studio: LabelStudio,
+    name: str,
+    config: Labeling,
+    completions: Path,
+    folder: Path,
+    *,
+    is_frozen: bool = False,
+) -> Published:
+    """`publish`, for whoever is `alone` with the round already."""
     tasks = read_candidates(completions)
     keys = [task.key for task in tasks]
     numbers = overlaps(config, keys)
-    by_default = rankings_wanted(config.model_copy(update={"wanted": None}), keys)
-    if config.wanted and config.wanted > by_default:
-        logger.warning(
-            "%s wanted of %s: each task goes to at least %s; with fewer people, lower "
-            "labeling.wanted or sample completions for more prompts",
-            counted(config.wanted, "ranking"),
-            counted(len(tasks), "task"),
-            counted(min(numbers.values()), "labeler"),
-        )
+    _warn_of_many(config, numbers)
     run = _run_mark(folder, _make_run_id(folder))
     for attempt in range(1, _PUBLISHED_ANEW_AT_MOST + 1):
         project = label_studio.ensure_project(name, config.instructions, usual(numbers), run)
@@ -84,6 +96,7 @@ def publish(
         known = _known_tasks(folder / "snapshots", tasks)
         try:
             report = publishing.publish(label_studio, project, tasks, known)
+            Notes.forget_told(folder)
             set_overlaps(label_studio, project, numbers, report.listed)
         except Gone:
             if attempt == _PUBLISHED_ANEW_AT_MOST:
@@ -112,10 +125,51 @@ def publish(
                 name,
                 counted(report.answers, "answer"),
             )
+        created = [task.created for task in report.listed or ()]
+        created += [task.created for task in known.values()]
         return Published(
-            project, completions, len(tasks), report.created, folder, in_project=report.tasks
+            project,
+            completions,
+            len(tasks),
+            report.created,
+            folder,
+            in_project=report.tasks,
+            first=note_first(folder, keys, created),
         )
     raise AssertionError
+
+
+def _warn_of_many(config: Labeling, numbers: Mapping[str, int]) -> None:
+    by_default = overlaps(config.model_copy(update={"wanted": None}), list(numbers))
+    if isinstance(config.wanted, int) and config.wanted > sum(by_default.values()):
+        logger.warning(
+            "%s wanted of %s: each task goes to at least %s; with fewer people, lower "
+            "labeling.wanted or sample completions for more prompts",
+            counted(config.wanted, "ranking"),
+            counted(len(numbers), "task"),
+            counted(min(numbers.values()), "labeler"),
+        )
+
+
+def published_before(
+    label_studio: LabelStudio, name: str, config: Labeling, folder: Path
+) -> Published:
+    """What was published of the round in `folder`, for a look from outside of it: nothing is
+    compared or sent, as long as the project is there.
+
+    Raises as `publish` does.
+    """
+    completions = folder / "completions.parquet"
+    project = find_project(label_studio, name, folder)
+    if project is None:
+        return publish(label_studio, name, config, completions, folder)
+    tasks = read_candidates(completions)
+    count = label_studio.count(project).tasks
+    first = first_published(folder, [task.key for task in tasks])
+    return Published(project, completions, len(tasks), 0, folder, in_project=count, first=first)
+
+
+# --- its project ----------------------------------------------------------------------------------
 
 
 def find_project(label_studio: LabelStudio, name: str, folder: Path) -> Project | None:

@@ -44,7 +44,7 @@ from flows.stages import Kind, Stage
 from flows.store import Store
 from flows.summary import step_rows, summary_markdown, tally_rows
 from labeling.label_studio import LabelStudio
-from labeling.tally import Tally, describe
+from labeling.tally import Tally, standing
 
 logger = logging.getLogger(__name__)
 
@@ -270,12 +270,12 @@ class _Waiting:
 
     def __call__(self, stands: Tally, page: str) -> None:
         self._on_wait(stands, page)
-        people = (stands.labelers, stands.refused)  # the expected end alone is no news
+        # The expected end alone is no news.
+        people = (stands.labelers, stands.refused, stands.wanted, stands.silent_since)
         if people == self._shown_last:
             return
         self._shown_last = people
-        first, *_ = describe(stands.document())
-        text = f"{first}. Rank at {page}"
+        text = f"{'. '.join(standing(stands.document()))}. Rank at {page}"
 
         def show() -> None:
             create_table_artifact(tally_rows(stands), key=self._key, description=text)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from contextlib import suppress
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, JsonValue, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from labeling import addresses
 
 # A field that cannot change a step's result (a path whose content is digested apart, a poll
 # interval, a device) is marked with this and stays out of the step's key (flows/store.py).
 UNKEYED: dict[str, JsonValue] = {"keyed": False}
+
+
+_TEN_YEARS_H = 87_600
 
 
 class Prompts(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -63,6 +67,23 @@ class SimulatedLabeler(BaseModel, frozen=True, extra="forbid", allow_inf_nan=Fal
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the noise.")
 
 
+def _how_many(given: Any) -> Any:
+    """A number of rankings (an int), or a share of all (a float). What a flag gives is text."""
+    if isinstance(given, str):
+        with suppress(ValueError):  # told below
+            given = int(given) if given.strip().isdecimal() else float(given)
+    is_number = isinstance(given, int) and not isinstance(given, bool) and given >= 1
+    if is_number or (isinstance(given, float) and 0 < given <= 1):
+        return given
+    raise ValueError("must be a number of rankings from 1 on, or a share of all such as 0.8")
+
+
+# JSON that went through a browser has 1 where 1.0 was: so no field keeps the share 1.0.
+_Rankings = Annotated[
+    Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)], BeforeValidator(_how_many)
+]
+
+
 class Labeling(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How completions are put before people."""
 
@@ -72,11 +93,34 @@ class Labeling(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         "`.md` file, relative to the config's folder. Without it, Rankloop's own: helpful, honest, "
         "harmless, and how to use the page.",
     )
-    wanted: int | None = Field(
+    wanted: _Rankings | None = Field(
         None,
-        ge=1,
-        description="How many usable rankings open the gate. Without it: one for each task, and "
-        "`overlap` for the tasks that several labelers rank.",
+        description="How many usable rankings open the gate: a number of them (400), on whichever "
+        "tasks, or a share of all (0.8). Without it all: one for each task, and `overlap` for the "
+        "tasks that several labelers rank. 1 is one ranking; for all of them, give nothing.",
+    )
+    deadline_hours: float | None = Field(
+        None,
+        gt=0,
+        le=_TEN_YEARS_H,
+        description="From so many hours on, counted from when the tasks were first before "
+        "labelers, `minimum` rankings open the gate. While they are not there, the round goes on "
+        "waiting. Without it there is no deadline.",
+        json_schema_extra=UNKEYED,
+    )
+    minimum: _Rankings = Field(
+        1,
+        description="What is enough after `deadline_hours`: a number of usable rankings, or a "
+        "share of all, as in `wanted`. One that is not less than `wanted` changes nothing.",
+        json_schema_extra=UNKEYED,
+    )
+    remind_hours: float = Field(
+        24.0,
+        gt=0,
+        le=_TEN_YEARS_H,
+        description="When nobody has answered for so many hours, the waiting round says so, and "
+        "again after as many more.",
+        json_schema_extra=UNKEYED,
     )
     overlap: int = Field(
         1,
@@ -122,6 +166,27 @@ class Labeling(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     simulated: tuple[SimulatedLabeler, ...] = Field(
         (), description="Simulated labelers; empty when people rank."
     )
+
+    @field_validator("wanted")
+    @classmethod
+    def _all_is_not_a_share(cls, wanted: float | None) -> float | None:
+        return None if isinstance(wanted, float) and wanted == 1 else wanted
+
+    @field_validator("minimum")
+    @classmethod
+    def _minimum_is_less_than_all(cls, minimum: float) -> float:
+        if isinstance(minimum, float) and minimum == 1:
+            raise ValueError("must be less than all: a share such as 0.5, or 1 for one ranking")
+        return minimum
+
+    @model_validator(mode="after")
+    def _minimum_is_less_than_wanted(self) -> Self:
+        if type(self.minimum) is type(self.wanted) and self.minimum > (self.wanted or 0):
+            raise ValueError(
+                f"minimum is {self.minimum}, and wanted is {self.wanted}: after the deadline no "
+                "more can be asked for than before it"
+            )
+        return self
 
     @field_validator("bind")
     @classmethod

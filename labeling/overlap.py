@@ -26,18 +26,14 @@ _THREADS = 4  # more bring locks on SQLite
 
 def overlaps(config: Labeling, keys: Sequence[str]) -> dict[str, int]:
     """The number of labelers for each task: `overlap` on about `overlap_share` of them, one on the
-    others. Where `wanted` asks for more rankings than that gives, every task goes to as many as it
+    others. Where `wanted` is a number, and more than that gives, every task goes to as many as it
     takes."""
     drawn = {key: config.overlap if _draw(key) < config.overlap_share else 1 for key in keys}
-    if (config.wanted or 0) <= sum(drawn.values()):
+    asked = config.wanted if isinstance(config.wanted, int) else 0
+    if asked <= sum(drawn.values()) or not drawn:
         return drawn
-    least = math.ceil((config.wanted or 0) / len(drawn))
+    least = math.ceil(asked / len(drawn))
     return {key: max(number, least) for key, number in drawn.items()}
-
-
-def rankings_wanted(config: Labeling, keys: Sequence[str]) -> int:
-    """How many usable rankings open the gate."""
-    return config.wanted or sum(overlaps(config, keys).values())
 
 
 def of_labeler(name: str, config: Labeling, keys: Sequence[str]) -> set[str]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any
 
+from labeling.goal import Goal, Quota
 from labeling.rankings import Answer
 from labeling.wording import counted
 
@@ -33,20 +34,29 @@ class LabelerTally:
 
 @dataclass(frozen=True)
 class Tally:
-    """The whole round. `rankings` are usable, of `counting` of them no task has more than it was to
-    get; `tasks_done` have all of theirs. `per_hour` counts usable rankings; `expected_end` is when
-    `wanted` are there at that pace. Times are ISO 8601, UTC; both are None while too little is
-    known, and `expected_end` also when nothing is left to do."""
+    """The whole round. `rankings` are usable, `counting` of them count: where a share or all are
+    wanted, of no task more than it was to get. `wanted` is enough now; `tasks_done` have all of
+    theirs. From the `deadline` on `minimum` are enough; `in_full` is what else is.
+
+    `per_hour` counts usable rankings; `expected_end` is when the gate opens at that pace. Times are
+    ISO 8601, UTC; both are None while too little is known, and `expected_end` also when nothing is
+    left to do. `silent_since` is there when nobody has answered for longer than the round takes in
+    silence."""
 
     tasks: int
     tasks_done: int
     rankings: int
     counting: int
     wanted: int
+    in_full: int
+    minimum: int | None
+    deadline: str | None
+    is_after_deadline: bool
     refused: dict[str, int] = field(hash=False)
     labelers: tuple[LabelerTally, ...]
     per_hour: float | None
     expected_end: str | None
+    silent_since: str | None
     taken: str
 
     @property
@@ -58,35 +68,30 @@ class Tally:
         return asdict(self)
 
 
-def tally(
-    answers: Sequence[Answer], numbers: Mapping[str, int], wanted: int | None, now: datetime
-) -> Tally:
-    """Count what is there at the moment `now` (with a time zone).
-
-    Args:
-        numbers: how many labelers each task was to get, by key (labeling/overlap.py).
-        wanted: so many usable rankings, on whichever tasks; None: each task's number.
-    """
+def tally(answers: Sequence[Answer], goal: Goal, now: datetime) -> Tally:
+    """Count what is there of the goal at the moment `now` (with a time zone)."""
     usable = [answer for answer in answers if answer.ranking is not None]
     there = Counter(answer.task for answer in usable)
-    in_turn = sum(min(there[key], number) for key, number in numbers.items())
-    counting = in_turn if wanted is None else len(usable)
-    wanted = sum(numbers.values()) if wanted is None else wanted
     per_hour = _per_hour([a.at for a in usable if a.at is not None], now)
-    missing = wanted - counting
-    end = None
-    if per_hour and missing > 0:
-        end = _written(now + timedelta(hours=missing / per_hour))
+    wanted = goal.nearest(there, now)
+    is_enough = goal.missing(wanted, there) == 0
+    end = None if is_enough else _end(goal, there, per_hour, now)
+    since = None if is_enough else _silent_since(answers, goal, now)
     return Tally(
-        tasks=len(numbers),
-        tasks_done=sum(there[key] >= number for key, number in numbers.items()),
+        tasks=len(goal.numbers),
+        tasks_done=sum(there[key] >= number for key, number in goal.numbers.items()),
         rankings=len(usable),
-        counting=counting,
-        wanted=wanted,
+        counting=goal.counting(wanted, there),
+        wanted=wanted.rankings,
+        in_full=goal.wanted.rankings,
+        minimum=goal.minimum.rankings if goal.minimum else None,
+        deadline=_written(goal.deadline) if goal.deadline else None,
+        is_after_deadline=goal.is_after_deadline(now),
         refused=dict(Counter(str(a.refusal) for a in answers if a.refusal).most_common()),
         labelers=by_labeler(answers),
         per_hour=None if per_hour is None else round(per_hour, 1),
-        expected_end=end,
+        expected_end=_written(end) if end else None,
+        silent_since=_written(since) if since else None,
         taken=_written(now),
     )
 
@@ -122,6 +127,32 @@ def _per_hour(times: Sequence[datetime], now: datetime) -> float | None:
     return len(recent) / max((now - since) / timedelta(hours=1), 1 / 60)
 
 
+def _end(
+    goal: Goal, there: Mapping[str, int], per_hour: float | None, now: datetime
+) -> datetime | None:
+    """When the gate opens: with all that is wanted, or from the deadline on with the minimum."""
+
+    def reached(quota: Quota, not_before: datetime) -> datetime | None:
+        missing = goal.missing(quota, there)
+        if missing and not per_hour:
+            return None
+        return max(not_before, now + timedelta(hours=missing / per_hour if per_hour else 0))
+
+    ends = [reached(goal.wanted, now)]
+    if goal.minimum and goal.deadline:
+        ends.append(reached(goal.minimum, goal.deadline))
+    return min(filter(None, ends), default=None)
+
+
+def _silent_since(answers: Sequence[Answer], goal: Goal, now: datetime) -> datetime | None:
+    """The last sign of a labeler, be it a skip, or the publishing, if that is long ago."""
+    signs = [answer.at for answer in answers if answer.at is not None]
+    since = max([*signs, *([goal.published] if goal.published else [])], default=None)
+    if since is None or goal.remind_after is None or now - since < goal.remind_after:
+        return None
+    return since
+
+
 def _written(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds")
 
@@ -131,6 +162,18 @@ def _written(moment: datetime) -> str:
 
 def describe(document: dict[str, Any]) -> list[str]:
     """A tally out of round.json in a few lines: the state, the labelers, what was not used."""
+    lines = standing(document)
+    for row in document["labelers"]:
+        *parts, last = labeler_parts(row)
+        told = [*parts, f"last {last}" if last else ""]
+        lines.append(f"  {row['labeler']}: {', '.join(part for part in told if part)}")
+    if document["refused"]:
+        lines.append(f"  not used: {listed(document['refused'])}")
+    return lines
+
+
+def standing(document: dict[str, Any]) -> list[str]:
+    """How much is there; from when on less is enough; and for how long nobody has answered."""
     first = (
         f"{document['counting']:,} of {counted(document['wanted'], 'ranking')}, "
         f"{document['tasks_done']:,} of {counted(document['tasks'], 'task')} done"
@@ -142,13 +185,25 @@ def describe(document: dict[str, Any]) -> list[str]:
     if document["expected_end"] is not None:
         first += f", done by about {for_people(document['expected_end'])}"
     lines = [first]
-    for row in document["labelers"]:
-        *parts, last = labeler_parts(row)
-        told = [*parts, f"last {last}" if last else ""]
-        lines.append(f"  {row['labeler']}: {', '.join(part for part in told if part)}")
-    if document["refused"]:
-        lines.append(f"  not used: {listed(document['refused'])}")
+    if document.get("deadline"):  # an earlier version's round.json has none
+        when, enough = for_people(document["deadline"]), counted(document["minimum"], "ranking")
+        if document["is_after_deadline"]:
+            lines.append(
+                f"since the deadline, {when}, {enough} would be enough in place of "
+                f"{document['in_full']:,}: the round waits for them"
+            )
+        else:
+            lines.append(f"from {when} on, {enough} will be enough")
+    if document.get("silent_since"):
+        lines.append(f"nobody has answered for {silence(document)}")
     return lines
+
+
+def silence(document: dict[str, Any]) -> str:
+    """`26 hours`."""
+    taken, since = (datetime.fromisoformat(document[key]) for key in ("taken", "silent_since"))
+    hours = (taken - since) // timedelta(hours=1)
+    return counted(hours, "hour") if hours else "less than an hour"
 
 
 def labeler_parts(row: dict[str, Any]) -> tuple[str, str, str, str]:

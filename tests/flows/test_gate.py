@@ -6,15 +6,17 @@ import contextlib
 import threading
 import uuid
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from label_studio_sdk.core.api_error import ApiError
 
-from flows import answers, freezing, gate, publication
+from flows import answers, freezing, gate, lookout, publication
 from flows.answers import Look
 from flows.gate import Opened, wait_for_rankings
+from flows.lookout import Lookout
 from flows.publication import Published
 from flows.servers import Servers
 from labeling import page, snapshots
@@ -22,6 +24,7 @@ from labeling.accounts import Labeler, sign_in
 from labeling.config import Labeling, SimulatedLabeler
 from labeling.connection import Gone
 from labeling.errors import InputError
+from labeling.goal import goal_of
 from labeling.label_studio import Counts, LabelStudio, Project
 from labeling.project_tasks import keys, list_tasks
 from labeling.rankings import Answer
@@ -47,6 +50,8 @@ from tests.flows.ranked_round import (
     write_tasks,
 )
 from tests.labeling.test_overlap import next_task
+
+NOW = datetime.now(UTC)
 
 
 @pytest.fixture
@@ -116,7 +121,8 @@ def test_rankings_of_simulated_labelers_that_cannot_be_enough_are_an_input_error
         wait_for_rankings(label_studio, published, config)
     seen = answers.look(label_studio, published, tasks())
     people = Look([Answer("key", ANN, ranking=Ranking("key", ANN, ((0,), (1,))))], seen.snapshot)
-    gate._refuse_to_wait_for_nobody(people, 5, config)
+    goal = goal_of(config, [])
+    gate._refuse_to_wait_for_nobody(people, goal, people.tally(goal, NOW), config)
 
 
 def test_the_gate_says_which_answers_are_not_usable(
@@ -168,8 +174,8 @@ def test_the_gate_waits_for_a_label_studio_that_is_away_and_finds_it_elsewhere(
 def test_while_nothing_changes_nothing_is_exported_again(
     label_studio: LabelStudio, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "_LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(gate, "_SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr(lookout, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(lookout, "_SHARE_OF_TIME", 1e9)
     looks: list[float] = []
     real = answers.look
 
@@ -326,7 +332,7 @@ def test_a_project_that_is_gone_at_every_look_is_not_looked_at_for_ever(
 
     monkeypatch.setattr(answers, "look", lose)
     with pytest.raises(ConnectionError, match="as often as it is put right"):
-        gate._Gate(published, Labeling()).look(label_studio)
+        Lookout(published, Labeling()).look(label_studio, NOW)
 
 
 def delete_answers(label_studio: LabelStudio, published: Published) -> None:
@@ -383,7 +389,7 @@ def test_what_arrives_twice_while_the_gate_waits_is_taken_away(
 def test_who_deletes_again_and_again_is_not_followed_for_ever(
     label_studio: LabelStudio, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "_RESTORED_AT_MOST", 1)
+    monkeypatch.setattr(lookout, "_RESTORED_AT_MOST", 1)
     waiting = Waiting(label_studio, published, Labeling(wanted=4, poll_seconds=0.05))
     until(lambda: waiting.told)
     for _ in range(2):
@@ -392,7 +398,7 @@ def test_who_deletes_again_and_again_is_not_followed_for_ever(
         label_studio.client.tasks.delete(str(task.id))
     waiting.end()
     line = str(waiting.failed)
-    assert "deleted in Label Studio 2 times while this round waited" in line
+    assert "deleted in Label Studio 2 times in a day while this round waited" in line
     assert str(published.snapshots) in line
 
 

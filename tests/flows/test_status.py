@@ -12,8 +12,9 @@ import pytest
 from flows.config import RoundConfig
 from flows.record import RoundRecord
 from flows.status import describe_rounds
-from labeling.config import Prompts
+from labeling.config import Labeling, Prompts
 from labeling.errors import InputError
+from labeling.goal import goal_of
 from labeling.label_studio import LabelStudio
 from labeling.rankings import Answer, Refusal
 from labeling.records import Ranking, write_candidates
@@ -34,7 +35,7 @@ def stands(rankings: int, wanted: int) -> Tally:
         for n in range(rankings)
     ]
     answers.append(Answer("k", ANN, now, 3.0, refusal=Refusal.SKIPPED))
-    return tally(answers, {f"k{n}": 1 for n in range(wanted)}, None, now)
+    return tally(answers, goal_of(Labeling(), [f"k{n}" for n in range(wanted)]), now)
 
 
 def stop_at_the_gate(record: RoundRecord, told: Tally) -> None:

@@ -13,7 +13,7 @@ from labeling import page
 from labeling.accounts import Labeler, sign_in
 from labeling.config import Labeling, SimulatedLabeler
 from labeling.label_studio import LabelStudio, Project
-from labeling.overlap import of_labeler, overlaps, rankings_wanted, set_overlaps, usual
+from labeling.overlap import of_labeler, overlaps, set_overlaps, usual
 from labeling.publishing import publish
 from labeling.records import Candidates, Completion, Prompt, Ranking, digest
 
@@ -27,21 +27,18 @@ def config(labelers: int = 0, **given: Any) -> Labeling:
 
 def test_without_overlap_each_task_goes_to_one_labeler() -> None:
     assert set(overlaps(config(), KEYS).values()) == {1}
-    assert rankings_wanted(config(), KEYS) == 1000
 
 
 def test_a_share_of_the_tasks_goes_to_several_labelers() -> None:
     numbers = Counter(overlaps(config(overlap=3, overlap_share=0.2), KEYS).values())
     assert numbers.keys() == {1, 3}
     assert 160 < numbers[3] < 240
-    assert rankings_wanted(config(overlap=3, overlap_share=0.2), KEYS) == 1000 + 2 * numbers[3]
     assert set(overlaps(config(overlap=3), KEYS).values()) == {3}
 
 
 def test_more_rankings_wanted_than_the_overlap_gives_raise_it_everywhere() -> None:
     numbers = overlaps(config(overlap=4, overlap_share=0.2, wanted=1900), KEYS)
     assert set(numbers.values()) == {2, 4}
-    assert rankings_wanted(config(wanted=7), KEYS) == 7
 
 
 @given(st.sets(st.sampled_from(KEYS), min_size=1), st.floats(0.05, 1.0), st.integers(1, 3))
