@@ -5,6 +5,7 @@ A process is known by its id together with its creation time, because ids are re
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import psutil
 
 # The kernel counts creation times from boot; a corrected clock moves them a little.
 _CREATED_WITHIN_S = 2.0
+_KERNEL_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,32 @@ def stop(process: Detached, patience_s: float = 15.0) -> bool:
                 return True
             time.sleep(0.1)
     raise RuntimeError(f"process {process.pid} did not end, not even after SIGKILL")
+
+
+def end_marked(variable: str, mark: str, patience_s: float = 2.0) -> None:
+    """End every process that has `mark` in that variable of its environment, this one excepted:
+    what we started and all that came of it, in whatever session. SIGTERM first, and SIGKILL for
+    those that are left after the patience; does not return before they are gone, unless the kernel
+    itself holds one back.
+    """
+    ask, deadline = signal.SIGTERM, time.monotonic() + patience_s + _KERNEL_S
+    while (alive := _marked(variable, mark)) and time.monotonic() < deadline:
+        for each in alive:
+            with contextlib.suppress(psutil.Error):
+                each.send_signal(ask)
+        psutil.wait_procs(alive, timeout=patience_s if ask == signal.SIGTERM else 1.0)
+        ask = signal.SIGKILL  # also for those that were started meanwhile
+
+
+def _marked(variable: str, mark: str) -> list[psutil.Process]:
+    found = []
+    for other in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # it ended, or is somebody else's
+            if other.status() == psutil.STATUS_ZOMBIE or other.pid == os.getpid():
+                continue
+            if other.environ().get(variable) == mark:
+                found.append(other)
+    return found
 
 
 def reap(process: Detached) -> int | None:

@@ -10,17 +10,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
+from flows import guard, processes
 from flows.inputs import resolve_inputs
-from flows.stage import MARK, PARENT
+from flows.stage import MARK
 from flows.stages import Stage
 from flows.store import Damage, Entry, Store, make_key
 from labeling.errors import InputError
@@ -73,6 +77,7 @@ def run_stage(
     home: Path,
     on_line: Callable[[Line], None],
     *,
+    slot: AbstractContextManager[int | None] | None = None,
     verify: bool = False,
 ) -> StageResult:
     """The stage's entry in `home/store`, made now unless a whole one is there.
@@ -80,6 +85,8 @@ def run_stage(
     Args:
         inputs: by name; paths, hub names, or `module_or_file:function`, as the stage declares.
         on_line: called with every log record of the child, in order.
+        slot: entered only when a child has to run, and left when it and all that it started are
+            gone. Gives a file descriptor that the child inherits, or None.
         verify: digest the files of an existing entry in place of trusting sizes and times.
 
     Raises:
@@ -113,7 +120,8 @@ def run_stage(
             "verify": verify,
         }
         try:
-            reused = _run_child(stage, job, home, on_line)
+            with slot or contextlib.nullcontext() as descriptor:
+                reused = _run_child(stage, job, home, on_line, descriptor)
         except BaseException:
             if not stage.resumable:
                 _remove_partial(store, stage.name, key)
@@ -147,13 +155,19 @@ def stage_environment() -> dict[str, str]:
 
 
 def _run_child(
-    stage: Stage, job: dict[str, Any], home: Path, on_line: Callable[[Line], None]
+    stage: Stage,
+    job: dict[str, Any],
+    home: Path,
+    on_line: Callable[[Line], None],
+    inherited: int | None,
 ) -> bool:
     """Whether another run had made the entry meanwhile."""
     log_path = home / "logs" / "stages" / f"{stage.name}-{job['key']}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     environment = stage_environment()
-    environment |= {PARENT: str(os.getpid()), "TOKENIZERS_PARALLELISM": "false"}
+    mark = f"{stage.name}-{job['key']}-{uuid4()}"
+    environment |= {guard.PARENT: str(os.getpid()), guard.MARK: mark}
+    environment |= {"TOKENIZERS_PARALLELISM": "false"}
     last: dict[str, Any] = {}
     with log_path.open("a") as log:
         print(f"--- {stage.name} {job['key']} {time.strftime('%F %T')}", file=log, flush=True)
@@ -165,7 +179,10 @@ def _run_child(
             env=environment,
             text=True,
             errors="replace",
+            pass_fds=() if inherited is None else (inherited,),
         )
+        cleaner = threading.Thread(target=_clean_after, args=(process, mark), daemon=True)
+        cleaner.start()
         try:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -177,12 +194,21 @@ def _run_child(
         except BaseException:
             _end(process)
             raise
+        finally:
+            cleaner.join()
     if code == 0 and "result" in last:
         return bool(last["result"]["reused"])
     if code == 2 and "error" in last:
         where = f" (traceback in {log_path})" if last.get("traceback") else ""
         raise InputError(f"{last['error']}{where}")
     raise _failure(stage, code, last, log_path)
+
+
+def _clean_after(process: subprocess.Popen[str], mark: str) -> None:
+    """End what a killed child left. Its guard does that in every other case (flows/guard.py). In a
+    thread of its own, because what is left keeps the child's output open."""
+    if process.wait() < 0:
+        processes.end_marked(guard.MARK, mark)
 
 
 def _follow(lines: IO[str], log: IO[str], on_line: Callable[[Line], None]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ Exit codes: 0 done, 1 a failure (its traceback is in the log), 2 what a person c
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import importlib
 import importlib.metadata
@@ -19,7 +18,6 @@ import json
 import logging
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -33,16 +31,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
+from flows.guard import stand_guard
+from flows.retriable import may_pass
 from flows.store import Entry, Store, finite
 from labeling.errors import InputError, disk_refusal
 
 logger = logging.getLogger("flows.stage")  # also when it runs as __main__
 
-PARENT = "RANKLOOP_PARENT"
 MARK = {"rankloop": 1}
 OURS = ("labeling", "reward", "ppo", "flows")
 _LIBRARIES = ("rankloop", "torch", "transformers", "trl", "tokenizers", "datasets", "numpy")
-_PR_SET_PDEATHSIG = 1
 
 
 def main(function: str, job: dict[str, Any]) -> int:
@@ -60,7 +58,7 @@ def main(function: str, job: dict[str, Any]) -> int:
             say({"error": f"{job['stage']}: {refusal}", "traceback": True})
             return 2
         message = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        say({"error": message, "retriable": _may_pass(error)})
+        say({"error": message, "retriable": may_pass(error)})
         return 1
     return 0
 
@@ -121,16 +119,6 @@ def _load(reference: str, job: dict[str, Any]) -> tuple[Callable[..., Any], Base
         wants_path = Path in (hints[name], *typing.get_args(hints[name]))
         inputs[name] = Path(value) if wants_path else value
     return function, config, inputs
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether a second try can end otherwise: the machine's or the network's trouble, not ours."""
-    if isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError)):
-        return False
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, (OSError, MemoryError)) or bool(
-        names & {"OutOfMemoryError", "TransportError", "RequestException"}
-    )
 
 
 # --- what the manifest says about where this ran --------------------------------------------------
@@ -202,18 +190,8 @@ class _LineHandler(logging.Handler):
             self.handleError(record)
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # It may have died before we asked.
-    parent = os.environ.get(PARENT)
-    if parent is not None and os.getppid() != int(parent):
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    _die_with_parent()
+    stand_guard()
     logging.basicConfig(level=logging.WARNING, handlers=[_LineHandler()])
     for ours in OURS:
         logging.getLogger(ours).setLevel(logging.INFO)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field
@@ -87,6 +89,32 @@ def talk(config: Toy, out: Path) -> ToyMetrics:
 def environment(config: Toy, out: Path) -> ToyMetrics:
     (out / "names.txt").write_text("\n".join(sorted(os.environ)))
     return ToyMetrics(0, 0.0)
+
+
+RAISE = Stage("raise", "tests.flows.toy_stages:fail", {}, "done.txt")
+BREED = Stage("breed", "tests.flows.toy_stages:breed", {}, "done.txt")
+
+
+def fail(config: Toy, out: Path) -> ToyMetrics:
+    """Fails in the way that `fail` says; `folder` is an address where nobody answers."""
+    if config.fail == "memory of torch":
+        import torch  # noqa: PLC0415
+
+        torch.empty(10**15)
+    if config.fail == "network":
+        httpx.get(config.folder, trust_env=False)
+    raise FloatingPointError("the loss is not finite in step 3")
+
+
+def breed(config: Toy, out: Path) -> ToyMetrics:
+    """Starts a process in a session of its own, which starts another one in another session. Both
+    are deaf to SIGTERM and keep the stage's output open; `folder` gets their ids. Then waits."""
+    family = Path(config.folder) / "family"
+    script = "trap '' TERM; setsid sleep 600 & echo $$ $! >family.partial; mv family.partial family"
+    subprocess.Popen(["sh", "-c", f"{script}; wait"], cwd=family.parent, start_new_session=True)
+    while not family.exists():
+        time.sleep(0.02)
+    return wait(config, out)
 
 
 JUDGE = Stage("judge", "tests.flows.toy_stages:judge", {"function": "function"}, "done.txt")
