@@ -34,11 +34,13 @@ from flows.config import RoundConfig
 from flows.flow_runs import end_killed
 from flows.freezing import FrozenLabels
 from flows.gate import Opened, Pending, look_once, wait_for_rankings
+from flows.gpu import gpu_slot, runs_on_gpu
 from flows.history import FILE, policy_of
 from flows.lineage import Lineage
 from flows.progress import LOGGERS
 from flows.promotion import Candidate, ask_gate
 from flows.publication import Published
+from flows.retriable import may_pass
 from flows.runner import Line, StageError, StageResult, run_stage
 from flows.stages import Kind, Stage
 from flows.store import Store
@@ -59,13 +61,14 @@ def can_help(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     error = state.data
     if isinstance(error, StageError):
         return error.retriable
-    return isinstance(error, (ConnectionError, TimeoutError))
+    return isinstance(error, BaseException) and may_pass(error)
 
 
+# A server that restarts is back after 4 to 20 s, so the two delays together are never below that.
 _RETRIES: dict[str, Any] = {
     "retries": 2,
-    "retry_delay_seconds": exponential_backoff(backoff_factor=5),
-    "retry_jitter_factor": 0.5,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=12),
+    "retry_jitter_factor": 0.3,
     "retry_condition_fn": can_help,
     "cache_policy": NO_CACHE,
     "persist_result": False,
@@ -101,7 +104,9 @@ Answer: TypeAlias = Outcome[T] | State[Any]
 def make_stage(stage: Stage, config: BaseModel, inputs: dict[str, Any]) -> Answer[StageResult]:
     """The stage's entry in the store; a state named Reused when it was there."""
     places = {name: _place(stage.inputs[name], value) for name, value in inputs.items()}
-    return _answer(run_stage(stage, config, places, servers.default_home(), _Lines(stage.name)))
+    slot = gpu_slot() if runs_on_gpu(config) else None
+    home, lines = servers.default_home(), _Lines(stage.name)
+    return _answer(run_stage(stage, config, places, home, lines, slot=slot))
 
 
 @task(task_run_name="publish", **_RETRIES)

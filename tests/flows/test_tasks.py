@@ -1,15 +1,30 @@
-"""What the dashboard does to a round when it is away: nothing."""
+"""What the dashboard does to a round when it is away: nothing. And what is tried again."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
+from prefect.utilities.math import clamped_poisson_interval
 
 from flows import tasks
+from flows.embedded import free_port
 from flows.runner import Line, StageResult
+from flows.servers import Servers
+from tests.flows.test_stage import until
+from tests.flows.toy_stages import RAISE, Toy
 
 
 def refuse(*_: Any, **__: Any) -> None:
@@ -40,3 +55,74 @@ def test_a_summary_that_the_dashboard_does_not_take_leaves_the_round_complete(
     done = tasks.summarise.fn({"name": "demo"}, report)
     assert isinstance(done, tasks.Outcome)
     assert "ConnectError" in caplog.text
+
+
+# --- another try, or none -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fail", "runs", "cause"),
+    [
+        ("network", 3, "raise failed with ConnectError: [Errno 111] Connection refused"),
+        ("divergence", 1, "raise failed with FloatingPointError: the loss is not finite in step 3"),
+        ("input", 1, "InputError: the rubric is wrong: mend it"),
+    ],
+)
+def test_what_another_try_may_mend_is_tried_three_times_and_the_rest_once(
+    fail: str,
+    runs: int,
+    cause: str,
+    servers: Servers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANKLOOP_HOME", str(tmp_path))
+    nobody = f"http://127.0.0.1:{free_port([])}"
+    at_once = tasks.make_stage.with_options(retry_delay_seconds=0)
+
+    @flow
+    def one_stage() -> State[Any]:
+        config = Toy(fail=fail, folder=nobody)
+        return at_once(RAISE, config, {}, return_state=True)  # type: ignore[call-overload,no-any-return]
+
+    settings: dict[Any, Any] = {
+        PREFECT_API_URL: servers.prefect.api_url,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+    }
+    with temporary_settings(settings):
+        ended = one_stage(return_state=True)
+        known = _task_run(ended.state_details.flow_run_id)
+    assert (known.state_name, known.run_count) == ("Failed", runs)
+    assert known.state is not None
+    message = str(known.state.message)
+    assert cause in message
+    assert len(message.splitlines()) == 1
+    (log,) = (tmp_path / "logs" / "stages").iterdir()
+    assert log.read_text().count("--- raise ") == runs
+
+
+def _task_run(flow_run: Any) -> TaskRun:
+    """The flow's only task as the dashboard shows it: Prefect hears of its end a moment later."""
+    found: list[TaskRun] = []
+
+    def has_ended() -> bool:
+        with get_client(sync_client=True) as client:
+            among = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
+            found[:] = client.read_task_runs(flow_run_filter=among)
+        return bool(found and found[0].state and found[0].state.is_final())
+
+    until(has_ended)
+    return found[0]
+
+
+def test_the_retries_outlast_a_server_that_restarts() -> None:
+    """Label Studio is back after 10 to 20 s."""
+    options = tasks.make_stage
+    assert isinstance(options.retry_delay_seconds, list)
+    delays = options.retry_delay_seconds[: options.retries]
+    least = [
+        min(clamped_poisson_interval(delay, options.retry_jitter_factor or 0) for _ in range(2000))
+        for delay in delays
+    ]
+    assert sum(least) > 20
+    assert sum(delays) < 60

@@ -103,6 +103,8 @@ def fail(config: Toy, out: Path) -> ToyMetrics:
         torch.empty(10**15)
     if config.fail == "network":
         httpx.get(config.folder, trust_env=False)
+    if config.fail == "input":
+        raise InputError("the rubric is wrong: mend it")
     raise FloatingPointError("the loss is not finite in step 3")
 
 

@@ -1,0 +1,175 @@
+"""One stage at a time on this machine's GPU.
+
+Two things guard it. **File locks are the truth**: the stage's own process holds one, and the kernel
+gives it back when the last process that holds it has ended. So no kill, no restarted server and no
+second home or Prefect server on this machine lets two stages share the GPU. **Prefect's global
+concurrency limit** `rankloop-gpu-<host>` says how many may run at once: 1, until an engineer raises
+it. Its slots show the dashboard that the GPU is at work. A slot is a lease, which a killed holder
+gives back within a minute; when a server was away for too long and a lease is lost, the dashboard
+shows a slot too many as free, and the file lock goes on keeping others out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from pydantic import BaseModel
+
+from flows.store import kind_of_device
+
+logger = logging.getLogger(__name__)
+
+LOCKS = Path("/tmp")  # all users of a machine share it, and its GPU
+_LEASE_S = 60.0  # the shortest that the server grants
+_LOOK_EVERY_S = 1.0
+
+
+def runs_on_gpu(config: BaseModel) -> bool:
+    """Whether a stage with this config takes the GPU. Those without a device never do."""
+    device = getattr(config, "device", None)
+    return device is not None and kind_of_device(device).startswith("cuda")
+
+
+def limit_name() -> str:
+    """Name of this machine's limit in Prefect."""
+    return f"rankloop-gpu-{socket.gethostname()}"
+
+
+@contextmanager
+def gpu_slot() -> Iterator[int]:
+    """Wait until the GPU is free, and hold it.
+
+    Yields the lock's file descriptor: a process that inherits it holds the GPU too, for as long as
+    it lives. Says in one line that it waits. Whoever waits for the slot has the lock already, and
+    whoever has both waits for nothing, so nobody waits for ever.
+
+    Raises:
+        httpx.TransportError, ConcurrencySlotAcquisitionError: Prefect does not answer.
+    """
+    name = limit_name()
+    known, lock, waiting = _limit(name), None, _Waiting(name)
+    with ExitStack() as held:
+        while lock is None or not _has_room(known):
+            if lock is None and (lock := _free_lock(known.limit)) is not None:
+                held.callback(os.close, lock)
+                continue
+            waiting.go_on(known.limit)
+            with contextlib.suppress(httpx.TransportError):  # the server restarts
+                known = _limit(name)
+        held.callback(_give_back, _lease(name))
+        waiting.end()
+        yield lock
+
+
+class _Waiting:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._since = time.monotonic()
+        self._is_said = False
+
+    def go_on(self, limit: int) -> None:
+        if not self._is_said:
+            self._is_said = True
+            # A warning, because that alone every terminal and log shows at once.
+            logger.warning(
+                "waiting for the GPU: it is taken (Prefect's limit %s allows %d at once)",
+                self._name,
+                limit,
+            )
+        time.sleep(_LOOK_EVERY_S)
+
+    def end(self) -> None:
+        if self._is_said:
+            logger.info("the GPU is free after %.0f s", time.monotonic() - self._since)
+
+
+# --- the file locks -------------------------------------------------------------------------------
+
+
+def _free_lock(limit: int) -> int | None:
+    """A descriptor of the first of so many locks that nobody holds, or None."""
+    for number in range(limit):
+        descriptor = _open(LOCKS / f"rankloop-gpu-{number}.lock")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        with contextlib.suppress(PermissionError):  # another user's: it need not look new
+            os.utime(descriptor)  # programs that tidy up /tmp take old files
+        return descriptor
+    return None
+
+
+def _open(path: Path) -> int:
+    """The file for reading, which is enough for a lock, made if it is not there. In a folder that
+    all may write the kernel refuses to open another user's file with O_CREAT."""
+    with contextlib.suppress(FileExistsError):
+        made = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.fchmod(made, 0o644)  # whatever the umask says
+        os.close(made)
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+
+# --- Prefect's slots ------------------------------------------------------------------------------
+
+
+def _limit(name: str) -> GlobalConcurrencyLimitResponse:
+    """The limit as it stands. It is made when it is not there, and else left as it is."""
+    with get_client(sync_client=True) as client:
+        try:
+            return client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            with contextlib.suppress(ObjectAlreadyExists):  # another stage was faster
+                client.create_global_concurrency_limit(
+                    GlobalConcurrencyLimitCreate(name=name, limit=1)
+                )
+            return client.read_global_concurrency_limit_by_name(name)
+
+
+def _has_room(known: GlobalConcurrencyLimitResponse) -> bool:
+    """Slots may be taken though the lock is free: by a killed holder, until its lease ends, or by a
+    machine of the same name. `concurrency` would wait for up to 40 s after the end, and say
+    nothing."""
+    return not known.active or known.active_slots < known.limit
+
+
+def _lease(name: str) -> ExitStack:
+    """A slot that is renewed until the stack is closed. When it cannot be renewed no stage ends:
+    the work is sound, and the lock is held."""
+    lease = ExitStack()
+    slot: Any = concurrency(
+        name,
+        occupy=1,
+        lease_duration=_LEASE_S,
+        strict=True,
+        raise_on_lease_renewal_failure=False,
+    )
+    lease.enter_context(slot)
+    return lease
+
+
+def _give_back(lease: ExitStack) -> None:
+    """A server that is away must not make a failure of a stage that ended well."""
+    try:
+        lease.close()
+    except Exception as error:
+        logger.warning(
+            "Prefect is not told that the GPU is free (%s): it finds out within a minute",
+            type(error).__name__,
+        )
