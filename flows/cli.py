@@ -366,7 +366,8 @@ def _status() -> None:
     for server in servers.status(home):
         state = "ready" if server.ready else "not running" if server.pid is None else "not ready"
         memory = f", {server.memory_mb:.0f} MB" if server.memory_mb else ""
-        print(f"{server.title:<13} {state:<12} {server.url} ({server.where}{memory})")
+        database = f", {server.database}" if server.database else ""
+        print(f"{server.title:<13} {state:<12} {server.url} ({server.where}{memory}{database})")
         if server.log and not server.ready and server.pid is not None:
             print(f"{'':<13} log: {server.log}")
     for line in status.describe_rounds(Path.cwd() / "runs", lambda: status.label_studio(home)):

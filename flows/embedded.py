@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from flows import processes
+from flows.databases import Database
 from flows.processes import Detached
 from labeling.addresses import LOOPBACK, THIS_MACHINE, Address, is_this_machine
 from labeling.durable import put_in_place
@@ -62,6 +63,7 @@ class Launch:
     port: int
     health: str
     address: Address = THIS_MACHINE
+    database: Database | None = None
 
     def start(self) -> Detached:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ class Launch:
         )
 
 
-def prefect(home: Path, port: int, access: str) -> Launch:
+def prefect(home: Path, port: int, access: str, database: Database | None = None) -> Launch:
     """Prefect's API server and dashboard. Whoever reaches it runs code here, so it asks for
     `access`: a name and a password, joined by a colon."""
     folder = home / "prefect"
@@ -95,16 +97,22 @@ def prefect(home: Path, port: int, access: str) -> Launch:
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
                 "prefect.server.concurrency.lease_storage.filesystem"
             ),
+            **_prefect_database(database),
         },
         folder=folder,
         log=home / "logs" / LOG["prefect"],
         port=port,
         health=HEALTH["prefect"],
+        database=database,
     )
 
 
 def label_studio(
-    home: Path, port: int, account: Account, address: Address = THIS_MACHINE
+    home: Path,
+    port: int,
+    account: Account,
+    address: Address = THIS_MACHINE,
+    database: Database | None = None,
 ) -> Launch:
     """Label Studio out of its own virtual environment (it cannot share one with Prefect).
 
@@ -135,13 +143,38 @@ def label_studio(
             "SENTRY_DSN": "",
             "FRONTEND_SENTRY_DSN": "",
             **_behind_a_proxy(address),
+            **_label_studio_database(database),
         },
         folder=folder,
         log=home / "logs" / LOG["label_studio"],
         port=port,
         health=HEALTH["label_studio"],
         address=address,
+        database=database,
     )
+
+
+def _prefect_database(database: Database | None) -> dict[str, str]:
+    """What the address leaves out, asyncpg reads from PostgreSQL's own variables."""
+    if database is None:
+        return {}
+    return database.variables() | {
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://"
+    }
+
+
+def _label_studio_database(database: Database | None) -> dict[str, str]:
+    """It has names of its own (spelled so), but reads what goes for TLS from PostgreSQL's."""
+    if database is None:
+        return {}
+    return database.variables() | {
+        "DJANGO_DB": "default",
+        "POSTGRE_HOST": database.host,
+        "POSTGRE_PORT": str(database.port),
+        "POSTGRE_NAME": database.name,
+        "POSTGRE_USER": database.user,
+        "POSTGRE_PASSWORD": database.password,
+    }
 
 
 def _behind_a_proxy(address: Address) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from flows.databases import Database
 from flows.embedded import Account, write_private
 from flows.processes import Detached
 from labeling.addresses import THIS_MACHINE, Address
@@ -55,12 +56,13 @@ def lock(home: Path) -> FileLock:
 
 @dataclass(frozen=True)
 class Known:
-    """What the last `up` left of a server: its port, its process (None after `down`), and the
-    address that it listens on."""
+    """What the last `up` left of a server: its port, its process (None after `down`), the address
+    that it listens on, and its database (None is SQLite)."""
 
     port: int | None = None
     process: Detached | None = None
     address: Address = THIS_MACHINE
+    database: Database | None = None
 
     @property
     def url(self) -> str:
@@ -75,6 +77,7 @@ def recall(home: Path, name: Process) -> Known:
         entry.get("port"),
         Detached(**process) if process else None,
         Address(**(entry.get("address") or {})),
+        Database(**entry["database"]) if entry.get("database") else None,
     )
 
 

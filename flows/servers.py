@@ -2,7 +2,8 @@
 
 By default both are embedded: Prefect and Label Studio on SQLite, on 127.0.0.1, with their data,
 logs and credentials under one home folder. A config may put Label Studio on another address
-(`labeling.bind`, `labeling.public_url`), which the home remembers. A server named by
+(`labeling.bind`, `labeling.public_url`), which the home remembers, as it does the PostgreSQL that
+`RANKLOOP_PREFECT_DATABASE` and `RANKLOOP_LABEL_STUDIO_DATABASE` name. A server named by
 `PREFECT_API_URL`, or by `LABEL_STUDIO_URL` with `LABEL_STUDIO_API_KEY`, is used in place of the
 embedded one.
 """
@@ -17,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from flows import embedded, given_servers, processes, server_home
+from flows import databases, embedded, given_servers, processes, server_home
+from flows.databases import Database
 from flows.embedded import HEALTH, LOG, PREFERRED_PORT, TITLE, Launch
 from flows.processes import Detached
 from flows.server_home import NAMES, Known, Name, Process
@@ -69,7 +71,8 @@ class Servers:
 @dataclass(frozen=True)
 class ServerStatus:
     """One server as it is now. `pid`, `memory_mb` and `log` are None for a server of others;
-    `exposure` says what others on the network can see of ours."""
+    `exposure` says what others on the network can see of ours; `database` is None for SQLite, and
+    has no password."""
 
     name: Name
     title: str
@@ -81,6 +84,7 @@ class ServerStatus:
     log: Path | None = None
     public_url: str = ""
     exposure: str | None = None
+    database: str | None = None
 
 
 def default_home() -> Path:
@@ -95,26 +99,35 @@ def up(home: Path, wanted: Collection[Name] = NAMES, address: Address | None = N
     `address`: where Label Studio is to listen; without it where it did last, at first on this
     machine alone. One that runs elsewhere is restarted. Harmless when everything runs already, and
     when several processes call it at once.
-    Raises InputError when a server cannot start, or a given one is unreachable or refuses.
+    Raises InputError when a server cannot start, or a given one is unreachable or refuses, and
+    ConnectionError when a PostgreSQL is unreachable.
     """
     home = home.resolve()
     with server_home.lock(home):
         launched = []
+        on = {
+            name: databases.named(name, server_home.recall(home, name).database) for name in NAMES
+        }
+        databases.check_apart(on)
         if given_servers.url(home, "prefect") is None:
             access = server_home.prefect_access(home)
-            build = partial(embedded.prefect, home, access=access)
-            launched.append(_start(home, "prefect", THIS_MACHINE, build))
+            build = partial(embedded.prefect, home, access=access, database=on["prefect"])
+            launched.append(_start(home, "prefect", THIS_MACHINE, on["prefect"], build))
         if "label_studio" in wanted and given_servers.url(home, "label_studio") is None:
             there = address or server_home.recall(home, "label_studio").address
             account = server_home.account(home)
-            embedded.prepare_database(home / "label-studio")
-            build = partial(embedded.label_studio, home, account=account, address=there)
-            launched.append(_start(home, "label_studio", there, build))
+            database = on["label_studio"]
+            if database is None:
+                embedded.prepare_database(home / "label-studio")
+            build = partial(
+                embedded.label_studio, home, account=account, address=there, database=database
+            )
+            launched.append(_start(home, "label_studio", there, database, build))
             if there.exposure:
                 logger.warning(there.exposure)
         for launch, process in launched:
             port = embedded.wait_ready(launch, process)
-            known = Known(port, process, launch.address)
+            known = Known(port, process, launch.address, launch.database)
             server_home.remember(home, launch.name, known)
             logger.info("%s is ready at %s", launch.title, known.url)
         return _with_login_once(home, _servers(home, wanted))
@@ -167,6 +180,7 @@ def status(home: Path) -> list[ServerStatus]:
                 log=home / "logs" / LOG[name],
                 public_url=known.address.public_url or known.url,
                 exposure=known.address.exposure,
+                database=str(known.database) if known.database else None,
             )
         )
     return result
@@ -230,15 +244,21 @@ def _embedded_label_studio(home: Path) -> LabelStudioServer:
     if answer != 200:
         raise InputError(
             f"Label Studio at {url} refuses the token in {server_home.credentials_path(home)} "
-            f"(HTTP {answer}): put back the file that belongs to {home / 'label-studio'}"
+            f"(HTTP {answer}): put back the file that belongs to "
+            f"{known.database or home / 'label-studio'}"
         )
     return LabelStudioServer(url, token, public_url=known.address.public_url or url)
 
 
 def _start(
-    home: Path, name: Name, address: Address, build: Callable[[int], Launch]
+    home: Path,
+    name: Name,
+    address: Address,
+    database: Database | None,
+    build: Callable[[int], Launch],
 ) -> tuple[Launch, Detached]:
-    """The server's launch and process: the one that runs at this address, else one started now."""
+    """The server's launch and process: the one that runs at this address and on this database, else
+    one started now."""
     known = server_home.recall(home, name)
     if not is_own_address(address.bind):
         raise InputError(
@@ -246,9 +266,14 @@ def _start(
             "0.0.0.0 for all of them"
         )
     is_running = known.process is not None and processes.find(known.process) is not None
-    if known.port and known.process and is_running and known.address == address:
+    is_there = (known.address, known.database) == (address, database)
+    if known.port and known.process and is_running and is_there:
         return build(known.port), known.process
-    if is_running:
+    if database:
+        databases.check(database, name, TITLE[name])
+    if known.port and known.database != database:
+        databases.tell_of_move(TITLE[name], known.database, database)
+    if is_running and known.address != address:
         logger.warning(
             "%s listens on %s and is restarted for %s: whoever is ranking goes on by reloading "
             "the page, there if it is another",
@@ -263,12 +288,14 @@ def _start(
     wanted = [p for p in (known.port, PREFERRED_PORT[name]) if p]
     port = embedded.free_port(wanted, address.bind)
     launch = build(port)
-    logger.info("starting %s on port %d …", launch.title, port)
+    logger.info(
+        "starting %s on port %d%s …", launch.title, port, f", on {database}" if database else ""
+    )
     if address.public_url and known.port not in (None, port):
         logger.warning("port %d was taken: tell the proxy of %d", known.port, port)
     process = launch.start()
     # Before it is ready: `down` must find it in any case.
-    server_home.remember(home, name, Known(port, process, address))
+    server_home.remember(home, name, Known(port, process, address, database))
     return launch, process
 
 
