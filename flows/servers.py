@@ -105,7 +105,7 @@ def up(home: Path, wanted: Collection[Name] = NAMES, address: Address | None = N
     home = home.resolve()
     with server_home.lock(home):
         launched = []
-        on = {
+        on: dict[str, Database | None] = {
             name: databases.named(name, server_home.recall(home, name).database) for name in NAMES
         }
         databases.check_apart(on)
