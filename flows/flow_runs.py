@@ -13,6 +13,7 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterEndTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -56,6 +57,21 @@ def times_revived(client: SyncPrefectClient, flow_run: UUID, within: timedelta) 
     since = datetime.now(UTC) - within
     states = client.read_flow_run_states(flow_run)
     return sum(state.name == REVIVED and state.timestamp > since for state in states)
+
+
+def forget(client: SyncPrefectClient, flow: str, older_than: timedelta) -> int:
+    """Delete completed runs of a flow that nobody asks for any more; how many."""
+    old = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED])),
+            end_time=FlowRunFilterEndTime(before_=datetime.now(UTC) - older_than),
+        ),
+        limit=_PAGE,
+    )
+    for run in old:
+        client.delete_flow_run(run.id)
+    return len(old)
 
 
 def of_rounds(client: SyncPrefectClient, *types: StateType) -> list[FlowRun]:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from flows import publication, tasks
 from flows.config import RoundConfig, project_title
-from flows.flow_runs import end_killed, of_rounds, revive, times_revived
+from flows.flow_runs import end_killed, forget, of_rounds, revive, times_revived
 from flows.gate import Pending, look_once
 from flows.progress import hear_our_loggers
 from flows.record import RoundRecord, is_locked
@@ -27,13 +27,16 @@ from labeling.tally import describe
 
 logger = logging.getLogger(__name__)
 
+WATCH = "watch-rankings"
+
 # A process takes some seconds from its first word to the server to the lock on its round.
 _BEGINS_WITHIN = timedelta(minutes=2)
 _STARTS_WITHIN = timedelta(minutes=10)
+_KEPT = timedelta(days=2)  # runs of the watcher itself: there are 288 a day
 _REVIVED_AT_MOST, _LATELY = 3, timedelta(days=7)
 
 
-@flow(name="watch-rankings", flow_run_name="watch", retries=0, log_prints=False)
+@flow(name=WATCH, flow_run_name="watch", retries=0, log_prints=False)
 def watch_rankings() -> dict[str, list[str]]:
     """Look at every round: resume those whose rankings are in, keep snapshots of what people have
     ranked, mark runs as crashed whose process is gone, and let them go on."""
@@ -56,6 +59,7 @@ def watch_rankings() -> dict[str, list[str]]:
                 _note(done["resumed"], run, "resumed")
             else:
                 done["waiting"].append(run.name)
+        forget(client, WATCH, _KEPT)
     return done
 
 
