@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from flows import demo, stages
-from flows.cli import DEMO_ROUNDS
+from flows.arguments import DEMO_ROUNDS
 from flows.config import RoundConfig
 from flows.runner import run_stage
 from flows.store import write_json

@@ -186,6 +186,15 @@ def status(home: Path) -> list[ServerStatus]:
     return result
 
 
+def worker_status(home: Path) -> str:
+    """Whether the worker that takes submitted rounds runs, for people."""
+    process = server_home.recall(home.resolve(), "worker").process
+    found = processes.find(process) if process else None
+    if process is None or found is None:
+        return "not running  (for submitted and scheduled rounds; `rankloop up` starts it)"
+    return f"at work      (pid {found.pid}, {processes.memory_mb(process):.0f} MB)"
+
+
 def down(home: Path) -> list[str]:
     """End exactly what `up` started under this home; their titles. Data and ports are kept."""
     home = home.resolve()
