@@ -16,6 +16,7 @@ from labeling import publishing, snapshots
 from labeling.config import Labeling
 from labeling.connection import Gone
 from labeling.durable import put_in_place
+from labeling.errors import InputError
 from labeling.label_studio import LabelStudio, Project
 from labeling.overlap import overlaps, set_overlaps, usual
 from labeling.publishing import KnownTask
@@ -157,9 +158,11 @@ def published_before(
     """What was published of the round in `folder`, for a look from outside of it: nothing is
     compared or sent, as long as the project is there.
 
-    Raises as `publish` does.
+    Raises as `publish` does, and InputError when the round has no completions.
     """
     completions = folder / "completions.parquet"
+    if not completions.exists():
+        raise InputError(f"{completions} does not exist: run the round again")
     project = find_project(label_studio, name, folder)
     if project is None:
         return publish(label_studio, name, config, completions, folder)

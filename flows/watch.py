@@ -106,17 +106,11 @@ def _look(run: FlowRun) -> bool:
         return False
     config = found.config.for_round(found.number or 0)
     try:
-        published = publication.publish(
-            tasks.label_studio(),
-            project_title(config.name, found.number or 0),
-            config.labeling,
-            found.folder / "completions.parquet",
-            found.folder,
-            is_frozen=(found.folder / "labels.parquet").exists(),
-        )
         if (found.folder / "labels.parquet").exists():
             return True
-        seen = look_once(tasks.label_studio(), published, config.labeling)
+        server, title = tasks.label_studio(), project_title(config.name, found.number or 0)
+        published = publication.published_before(server, title, config.labeling, found.folder)
+        seen = look_once(server, published, config.labeling)
     except ConnectionError as error:
         logger.warning("%s: %s", run.name, error)
         return False

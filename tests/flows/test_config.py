@@ -57,6 +57,20 @@ def test_flags_override_the_file_and_leave_the_rest(folder: Path) -> None:
     assert load(folder, BASIC, "--sft", "null").sft is None
 
 
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [("400", 400), ("1", 1), ("0.8", 0.8), ("1.0", None), ("null", None)],
+)
+def test_rankings_are_wanted_as_a_number_or_a_share_in_the_file_and_in_a_flag(
+    folder: Path, given: str, wanted: float | None
+) -> None:
+    labeling = f"labeling: {{wanted: {given}}}\n"
+    of_file = load(folder, BASIC + labeling).labeling.wanted
+    of_flag = load(folder, BASIC + "labeling: {wanted: 7}\n", "--labeling.wanted", given)
+    for found in (of_file, of_flag.labeling.wanted):
+        assert (found, type(found)) == (wanted, type(wanted))
+
+
 def test_shared_fields_reach_every_section_that_does_not_set_its_own(folder: Path) -> None:
     config = load(folder, BASIC + "reward: {seed: 9}\nmax_new_tokens: 7\n", "--device", "cpu")
     assert (config.ppo.seed, config.prompts.seed, config.reward.seed) == (3, 3, 9)

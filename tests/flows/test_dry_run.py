@@ -88,6 +88,13 @@ def test_the_config_that_is_shown_can_be_run(folder: Path) -> None:
     assert yaml.safe_load(text)["name"] == "dry-seed-7"
 
 
+def test_what_is_wanted_and_what_will_do_after_the_deadline_is_told(folder: Path) -> None:
+    flags = ("--labeling.wanted", "0.8", "--labeling.deadline_hours", "48")
+    done = dry_run(folder, *flags, "--labeling.minimum", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert "80% of all wanted of at most 5 tasks; after 48 hours 50% of all will do" in done.stdout
+
+
 def test_a_wrong_config_ends_in_one_line(folder: Path) -> None:
     done = dry_run(folder, "--ppo.kl", "1")
     assert (done.returncode, done.stdout) == (2, "")
