@@ -11,6 +11,8 @@ import pytest
 KILLS = (
     "tests/flows/test_crashes.py",
     "tests/flows/test_publish_kills.py",
+    "tests/flows/test_guard.py",
+    "tests/flows/test_gpu.py",
     "tests/ppo/test_checkpoint.py",
 )
 

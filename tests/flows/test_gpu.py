@@ -75,13 +75,17 @@ class Stage(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.has_it, self.go = threading.Event(), threading.Event()
+        self.failure: Exception | None = None
         self.settings = PREFECT_API_URL.value()
         self.start()
 
     def run(self) -> None:
-        with temporary_settings({PREFECT_API_URL: self.settings}), gpu_slot():
-            self.has_it.set()
-            self.go.wait(PATIENCE_S)
+        try:
+            with temporary_settings({PREFECT_API_URL: self.settings}), gpu_slot():
+                self.has_it.set()
+                self.go.wait(PATIENCE_S)
+        except Exception as error:
+            self.failure = error
 
 
 # --- who takes it ---------------------------------------------------------------------------------
@@ -176,6 +180,22 @@ def test_another_prefect_server_on_the_host_does_not_let_a_second_one_in(
     second.join(PATIENCE_S)
 
 
+def test_a_lease_that_the_server_forgot_lets_nobody_in_and_ends_no_stage(host: str) -> None:
+    first = Stage()
+    assert first.has_it.wait(PATIENCE_S)
+    with get_client(sync_client=True) as client:
+        client.update_global_concurrency_limit(host, GlobalConcurrencyLimitUpdate(active_slots=0))
+    second = Stage()
+    assert not second.has_it.wait(0.5)
+    first.go.set()
+    assert second.has_it.wait(PATIENCE_S)
+    second.go.set()
+    for stage in (first, second):
+        stage.join(PATIENCE_S)
+        assert stage.failure is None
+    assert not is_held()
+
+
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(300)
@@ -215,10 +235,13 @@ def test_only_a_stage_that_has_to_run_on_the_gpu_waits_for_it(
     source = tmp_path / "source.txt"
     source.write_text("twelve chars")
 
-    def make(factor: float, device: str) -> bool:
+    def make(factor: float, device: str) -> None:
         config = Toy(factor=factor, device=device, folder=str(tmp_path))
         with temporary_settings({PREFECT_API_URL: url}):
-            return isinstance(make_stage.fn(COPY, config, {"source": source}), object)
+            make_stage.fn(COPY, config, {"source": source})
+
+    def made() -> int:
+        return len((tmp_path / "calls").read_text().splitlines())
 
     url = PREFECT_API_URL.value()
     make(1, "cuda")
@@ -230,9 +253,8 @@ def test_only_a_stage_that_has_to_run_on_the_gpu_waits_for_it(
     third = threading.Thread(target=make, args=(3, "cuda"), daemon=True)
     third.start()
     third.join(0.5)
-    calls = (tmp_path / "calls").read_text().splitlines
     assert third.is_alive()
-    assert len(calls()) == 2
+    assert made() == 2
     holder.go.set()
     third.join(PATIENCE_S)
-    assert len((tmp_path / "calls").read_text().splitlines()) == 3
+    assert made() == 3
