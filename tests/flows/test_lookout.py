@@ -26,7 +26,11 @@ BOB = "bob@example.org"
 
 
 @pytest.fixture
-def published(label_studio: LabelStudio, tmp_path: Path) -> Published:
+def published(
+    label_studio: LabelStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Published:
+    """No request is under way that nobody waits for: so what is put back need not wait either."""
+    monkeypatch.setattr(label_studio, "wait_until_stable", lambda _: None)
     return publish_round(label_studio, tmp_path)
 
 
@@ -205,9 +209,8 @@ def test_that_nobody_answers_is_told_once_a_day_whoever_looks(
         assert (stands.silent_since is not None) == (hours >= 24)
         told.append(len(said(caplog, "nobody has answered for")))
     assert told == [0, 0, 1, 1, 1, 2, 3, 3]
-    assert (
-        "nobody has answered for 24 hours: 0 of 4 rankings are there; rank at http" in caplog.text
-    )
+    line, *_ = said(caplog, "nobody has answered for")
+    assert line.startswith("nobody has answered for 24 hours: 0 of 4 rankings are there; rank at h")
     rank(label_studio, published, tasks()[0], tiers=[[0]])  # not usable, and a sign all the same
     assert pending(look(label_studio, published, hours=23)).silent_since is None
 
@@ -233,8 +236,7 @@ def test_looks_at_one_moment_put_everything_back_once(
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert [(pending(one).rankings, pending(one).refused) for one in found] == [
-        (2, {"partial": 1})
-    ] * 3
+    seen = [(pending(one).rankings, pending(one).refused) for one in found]
+    assert seen == [(2, {"partial": 1})] * 3
     assert dict(keys(label_studio, published.project)) == {t.key: 1 for t in tasks()}
     assert len(said(caplog, "put back")) == 1
