@@ -31,6 +31,12 @@ def make_parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     )
     commands.add_parser("down", help="end what `up` started")
     commands.add_parser("status", help="how the servers and the rounds are")
+    doctor = commands.add_parser(
+        "doctor", help="what is wrong, and what to do; starts and changes nothing"
+    )
+    doctor.add_argument(
+        "config", type=Path, nargs="?", metavar="CONFIG", help="look at what it will need, too"
+    )
     labelers = commands.add_parser("labelers", help="the people who rank")
     about = labelers.add_subparsers(dest="about", required=True, metavar="invite|list")
     invite = about.add_parser("invite", help="print the link that signs a labeler up")

@@ -72,6 +72,7 @@ def _dispatch(given: Sequence[str]) -> None:
         "up": lambda: _up(options.config),
         "down": _down,
         "status": _status,
+        "doctor": lambda: _doctor(options.config),
         "labelers": lambda: _labelers() if options.about == "list" else _invite(options.reset),
         "schedule": lambda: _schedules(options.config, options.off),
         "demo": lambda: _demo(options.seed, options.rounds),
@@ -236,6 +237,13 @@ def _status() -> None:
     print(f"{'Worker':<13} {servers.worker_status(home)}")
     for line in status.describe_rounds(Path.cwd() / "runs", lambda: status.label_studio(home)):
         print(line)
+
+
+def _doctor(config: Path | None) -> None:
+    from flows import doctor  # noqa: PLC0415
+
+    if not doctor.show(config, _console()):
+        sys.exit(2)
 
 
 # --- what goes wrong -----------------------------------------------------------------------------

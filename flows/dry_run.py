@@ -31,7 +31,7 @@ from labeling.goal import in_words
 from labeling.wording import counted
 
 # What Python, torch, the trainers and their bookkeeping take beside the model, measured on the CPU.
-_LIBRARIES_GB = 0.7
+LIBRARIES_GB = 0.7
 
 
 def show(config: RoundConfig, number: int, console: Console) -> None:
@@ -43,14 +43,7 @@ def show(config: RoundConfig, number: int, console: Console) -> None:
     config = config.for_round(number)
     check_inputs(config, number)
     home = servers.default_home()
-    folder = RoundRecord.place(Path.cwd() / "runs", config, number)
-    run = folder.parent.parent
-    lineage = look_back(run, number, read(run).incumbent)
-    store = Store(home / "store")
-    try:
-        plan = look(config, store, folder / "labels.parquet", Start(lineage, store))
-    except ConnectionError as error:
-        raise InputError(f"{error}; try again later") from None
+    plan, lineage = planned(config, number, home)
     console.print(
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         markup=False,
@@ -72,6 +65,22 @@ def show(config: RoundConfig, number: int, console: Console) -> None:
         return
     _print_disk(config, plan, shape, home, console)
     _print_memory(config, plan, shape, measure(config, shape.context), console)
+
+
+def planned(config: RoundConfig, number: int, home: Path) -> tuple[dict[str, Planned], Lineage]:
+    """The steps of a round of this folder, and what it starts from. `config` is the round's own.
+
+    Raises:
+        InputError: the config cannot be followed, or an input or the round before is missing.
+    """
+    folder = RoundRecord.place(Path.cwd() / "runs", config, number)
+    run = folder.parent.parent
+    lineage = look_back(run, number, read(run).incumbent)
+    store = Store(home / "store")
+    try:
+        return look(config, store, folder / "labels.parquet", Start(lineage, store)), lineage
+    except ConnectionError as error:
+        raise InputError(f"{error}; try again later") from None
 
 
 def _say(console: Console, title: str, text: str) -> None:
@@ -161,6 +170,13 @@ def _labels(config: RoundConfig, number: int, plan: Mapping[str, Planned], home:
 # --- disk -----------------------------------------------------------------------------------------
 
 
+def parameters_to_write(plan: Mapping[str, Planned], shape: ModelShape) -> dict[str, int]:
+    """Of the models that are yet to be made, by step, in 4 bytes each. Each is written once, into
+    the folder that is then renamed; trainers leave no checkpoints."""
+    models = {"sft": shape.parameters, "reward": shape.trunk, "ppo": shape.parameters}
+    return {step: n for step, n in models.items() if step in plan and plan[step].entry is None}
+
+
 def _print_disk(
     config: RoundConfig,
     plan: Mapping[str, Planned],
@@ -168,16 +184,13 @@ def _print_disk(
     home: Path,
     console: Console,
 ) -> None:
-    # Each is written once, into the folder that is then renamed; trainers leave no checkpoints.
-    models = {"sft": shape.parameters, "reward": shape.trunk, "ppo": shape.parameters}
     table = Table(title="disk, in GB", title_justify="left")
     for column in ("step", "GB", "arithmetic"):
         table.add_column(column, overflow="fold")
     total = 0
-    for step, parameters in models.items():
-        if step in plan and plan[step].entry is None:
-            total += 4 * parameters
-            table.add_row(step, f"{4 * parameters / GB:.3f}", f"{parameters:,} × 4 bytes")
+    for step, parameters in parameters_to_write(plan, shape).items():
+        total += 4 * parameters
+        table.add_row(step, f"{4 * parameters / GB:.3f}", f"{parameters:,} × 4 bytes")
     there = home
     while not there.exists():
         there = there.parent
@@ -248,7 +261,7 @@ def _print_memory(
     lengths: Lengths,
     console: Console,
 ) -> None:
-    what, there = _device(config)
+    what, there = device_of(config)
     table = Table(title=f"memory of the {what}, in GB", title_justify="left")
     for column in ("stage", "part", "bytes a parameter", "GB", "arithmetic"):
         table.add_column(column, overflow="fold")
@@ -267,7 +280,7 @@ def _print_memory(
                 part.arithmetic,
                 style=None if counts else "dim",
             )
-        needed = stage.bytes / GB + _LIBRARIES_GB
+        needed = stage.bytes / GB + LIBRARIES_GB
         share = f"{stage.bytes / shape.parameters:.2f}"
         peak = "" if stage.peak_phase == "always" else f", {stage.peak_phase}"
         table.add_row(
@@ -275,7 +288,7 @@ def _print_memory(
             f"[bold]peak{peak}[/]",
             share,
             f"[bold]{needed:.3f}[/]",
-            f"the parts that are there at once, and {_LIBRARIES_GB} for the libraries",
+            f"the parts that are there at once, and {LIBRARIES_GB} for the libraries",
             end_section=True,
         )
         if needed * GB > there:
@@ -295,7 +308,7 @@ def _print_memory(
         )
 
 
-def _device(config: RoundConfig) -> tuple[str, float]:
+def device_of(config: RoundConfig) -> tuple[str, float]:
     """The device of PPO, and its memory in bytes."""
     if kind_of_device(config.ppo.device) == "cuda":
         command = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")

@@ -123,7 +123,7 @@ def label_studio(
         name="label_studio",
         title=TITLE["label_studio"],
         command=(
-            str(_label_studio_binary()),
+            str(label_studio_binary()),
             "start",
             "--no-browser",
             *("--internal-host", address.bind),
@@ -191,7 +191,8 @@ def _behind_a_proxy(address: Address) -> dict[str, str]:
     return settings
 
 
-def _label_studio_binary() -> Path:
+def label_studio_binary() -> Path:
+    """The program of Label Studio's environment. Raises InputError when it is not there."""
     given = os.environ.get("RANKLOOP_LABEL_STUDIO")
     binary = Path(given) if given else ROOT / ".venv-label-studio" / "bin" / "label-studio"
     if not binary.is_file():

@@ -144,6 +144,16 @@ def connect(home: Path) -> Servers | None:
     return _servers(home)
 
 
+def find_prefect(home: Path) -> PrefectServer | None:
+    """Prefect if it is ready now, without starting it.
+
+    Raises InputError when it refuses our password.
+    """
+    home = home.resolve()
+    ready = any(server.ready for server in status(home) if server.name == "prefect")
+    return _prefect(home) if ready else None
+
+
 def find_label_studio(home: Path) -> LabelStudioServer | None:
     """Label Studio if it is ready now, without starting it.
 

@@ -148,8 +148,7 @@ def schedule(config: RoundConfig, cron: str, timezone: str) -> datetime:
         ) from None
     try:
         made = CronSchedule(cron=cron, timezone=timezone)
-        # Only the server's own schedule tells its dates.
-        (first,) = asyncio.run(ServerCronSchedule(**made.model_dump()).get_dates(1))
+        first = first_date(made)
     except ValueError:
         raise InputError(
             f'--cron "{cron}": is no cron expression; "0 6 * * 1" is every Monday at six'
@@ -166,6 +165,12 @@ def schedule(config: RoundConfig, cron: str, timezone: str) -> datetime:
             ],
         )
     return first.astimezone(zone)
+
+
+def first_date(schedule: CronSchedule) -> datetime:
+    """When it begins a run next. Only the server's own schedule tells its dates."""
+    (first,) = asyncio.run(ServerCronSchedule(**schedule.model_dump()).get_dates(1))
+    return first
 
 
 def unschedule(name: str) -> bool:
