@@ -8,7 +8,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,9 @@ def _parsed(parts: SplitResult) -> Database:
     )
 
 
-def check_apart(databases: Mapping[str, Database | None]) -> None:
+def check_apart(databases: Iterable[Database | None]) -> None:
     """Raises InputError when two servers are to use one database."""
-    places = [database.place for database in databases.values() if database]
+    places = [database.place for database in databases if database]
     if len(set(places)) < len(places):
         raise InputError(
             f"{' and '.join(VARIABLE.values())} name the same database: give each its own"

@@ -28,7 +28,7 @@ from labeling.errors import InputError
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_WITHIN_S = 180.0
+READY_WITHIN_S = 300.0  # the first start on PostgreSQL takes 130 s on a busy machine of two cores
 PREFERRED_PORT = {"prefect": 4200, "label_studio": 8080}
 HEALTH = {"prefect": "/api/ready", "label_studio": "/health"}
 TITLE = {"prefect": "Prefect", "label_studio": "Label Studio", "worker": "worker"}

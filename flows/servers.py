@@ -105,15 +105,12 @@ def up(home: Path, wanted: Collection[Name] = NAMES, address: Address | None = N
     home = home.resolve()
     with server_home.lock(home):
         launched = []
-        on: dict[str, Database | None] = {
-            name: databases.named(name, server_home.recall(home, name).database) for name in NAMES
-        }
-        databases.check_apart(on)
-        if given_servers.url(home, "prefect") is None:
+        on = _databases(home, wanted)
+        if "prefect" in on:
             access = server_home.prefect_access(home)
             build = partial(embedded.prefect, home, access=access, database=on["prefect"])
             launched.append(_start(home, "prefect", THIS_MACHINE, on["prefect"], build))
-        if "label_studio" in wanted and given_servers.url(home, "label_studio") is None:
+        if "label_studio" in on:
             there = address or server_home.recall(home, "label_studio").address
             account = server_home.account(home)
             database = on["label_studio"]
@@ -269,6 +266,21 @@ def _embedded_label_studio(home: Path) -> LabelStudioServer:
     return LabelStudioServer(url, token, public_url=known.address.public_url or url)
 
 
+def _databases(home: Path, wanted: Collection[Name]) -> dict[Name, Database | None]:
+    """What each server that is to be embedded keeps its data in. Each PostgreSQL is asked whether
+    it will do, before anything is started, stopped or waited for."""
+    on: dict[Name, Database | None] = {
+        name: databases.named(name, server_home.recall(home, name).database)
+        for name in NAMES
+        if (name == "prefect" or name in wanted) and given_servers.url(home, name) is None
+    }
+    databases.check_apart(on.values())
+    for name, database in on.items():
+        if database:
+            databases.check(database, name, TITLE[name])
+    return on
+
+
 def _start(
     home: Path,
     name: Name,
@@ -288,8 +300,6 @@ def _start(
     is_there = (known.address, known.database) == (address, database)
     if known.port and known.process and is_running and is_there:
         return build(known.port), known.process
-    if database:
-        databases.check(database, name, TITLE[name])
     if known.port and known.database != database:
         databases.tell_of_move(TITLE[name], known.database, database)
     if is_running and known.address != address:

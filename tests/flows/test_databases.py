@@ -148,6 +148,16 @@ def test_a_remembered_database_that_is_away_is_one_line_and_no_way_back_to_sqlit
     assert server_home.recall(home, "prefect").database == away
 
 
+def test_nothing_is_started_when_one_of_two_databases_will_not_do(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = f"127.0.0.1:{free_port([])}"
+    monkeypatch.setenv("RANKLOOP_LABEL_STUDIO_DATABASE", f"postgresql://ann:{SECRET}@{where}/name")
+    with pytest.raises(ConnectionError, match=r"Label Studio's database, .* cannot be reached"):
+        up(home)
+    assert not (home / "servers.json").exists()
+
+
 FINE = {
     "version": 15,
     "encoding": "UTF8",

@@ -68,6 +68,8 @@ def flow_runs(home: Path, *names: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_round_moves_there_and_both_servers_keep_what_they_hold_when_anything_restarts(
     cluster: Cluster, label_studio: LabelStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +101,8 @@ def test_a_round_moves_there_and_both_servers_keep_what_they_hold_when_anything_
         assert not [*home.rglob("*.sqlite3*"), *home.rglob("*.db*")]
 
         cluster.crash()
+        with pytest.raises(ConnectionError, match=r"Prefect's database, .* cannot be reached"):
+            up(home)
         cluster.start()
         until(lambda: counts_again(there, published))
         assert flow_runs(home, "two") == "[('one', 'Completed'), ('two', 'Completed')]"
