@@ -27,24 +27,20 @@ from labeling.tally import describe
 
 logger = logging.getLogger(__name__)
 
-WATCH = "watch-rankings"
-
-# A process takes some seconds from its first word to the server to the lock on its round.
-_BEGINS_WITHIN = timedelta(minutes=2)
-_STARTS_WITHIN = timedelta(minutes=10)
 _KEPT = timedelta(days=2)  # runs of the watcher itself: there are 288 a day
-_REVIVED_AT_MOST, _LATELY = 3, timedelta(days=7)
-
-
-@flow(name=WATCH, flow_run_name="watch", retries=0, log_prints=False)
-def watch_rankings() -> dict[str, list[str]]:
     """Look at every round: resume those whose rankings are in, keep snapshots of what people have
-    ranked, mark runs as crashed whose process is gone, and let them go on."""
+    ranked, mark runs as crashed whose process is gone, and let them go on.
+
+    Args:
+        begins_within_s: Seconds after which a run that says it runs must have taken its round, or
+            its process is gone.
+        starts_within_s: Seconds after which a run that the worker took must have said that it runs.
+    """
     hear_our_loggers()
     done: dict[str, list[str]] = {"resumed": [], "waiting": [], "crashed": [], "revived": []}
     with get_client(sync_client=True) as client:
         for run in of_rounds(client, StateType.RUNNING, StateType.PENDING):
-            if _is_gone(run):
+            if _is_gone(run, begins_within_s, starts_within_s):
                 end_killed(client, run.id, "Its process is gone; what is finished is kept.")
                 _note(done["crashed"], run, "process is gone: crashed")
         for run in of_rounds(client, StateType.CRASHED):
@@ -139,15 +135,16 @@ def _show(name: str, seen: Pending, first: str) -> None:
 # --- runs whose process is gone ------------------------------------------------------------------
 
 
-def _is_gone(run: FlowRun) -> bool:
-    """Whether no process is at work on it: one that is holds the lock of its round."""
+def _is_gone(run: FlowRun, begins_within_s: float, starts_within_s: float) -> bool:
+    """Whether no process is at work on it: one that is holds the lock of its round, which it takes
+    some seconds after its first word to the server."""
     found = _Round.of(run)
     if found is None or run.state is None:
         return False
-    since = datetime.now(UTC) - run.state.timestamp
+    silent_s = (datetime.now(UTC) - run.state.timestamp).total_seconds()
     if found.folder is None or run.state_type == StateType.PENDING:
-        return since > _STARTS_WITHIN
-    return since > _BEGINS_WITHIN and not is_locked(found.folder)
+        return silent_s > starts_within_s
+    return silent_s > begins_within_s and not is_locked(found.folder)
 
 
 def _goes_on(client: SyncPrefectClient, run: FlowRun) -> bool:

@@ -10,7 +10,9 @@ import pytest
 
 from flows.servers import Servers
 from labeling.label_studio import LabelStudio
+from tests.flows import on_worker
 from tests.flows.miniature import Project, make_project
+from tests.flows.on_worker import OnWorker
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +36,21 @@ def finished(project: Project) -> tuple[dict[str, Any], str]:
 def undisturbed(project: Project, finished: tuple[dict[str, Any], str]) -> Path:
     """A copy of the project's folder as the first run left it."""
     return _undisturbed(project)
+
+
+@pytest.fixture(scope="session")
+def worked(
+    tmp_path_factory: pytest.TempPathFactory,
+    servers: Servers,
+    servers_home: Path,
+    label_studio: LabelStudio,
+    undisturbed: Path,
+) -> OnWorker:
+    """A project of its own, whose rounds people rank, and a worker on the session's servers. Their
+    store holds what the undisturbed round made in a process of its own."""
+    shutil.copytree(undisturbed / ".rankloop" / "store", servers_home / "store", dirs_exist_ok=True)
+    folder = tmp_path_factory.mktemp("on a worker") / "with spaces"
+    return on_worker.start(make_project(folder, servers, label_studio), servers_home)
 
 
 def _undisturbed(project: Project) -> Path:

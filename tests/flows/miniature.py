@@ -35,6 +35,11 @@ reward: {epochs: 1, batch_size: 16, max_length: 24}
 ppo: {iterations: 2, rollout_batch_size: 8, epochs: 1, minibatches: 2}
 evaluation: {judge: "rubric.py:score", guards: {valid: "rubric.py:valid"}}
 """
+# The same round, ranked by people.
+BY_PEOPLE = (
+    CONFIG.replace("name: mini", "name: people")
+    .replace('  simulated: [{score: "rubric.py:score", noise: 0.1}]\n', "")
+)
 RUBRIC = """\
 def score(prompts, completions):
     return [float(c.count("good") - c.count("bad")) for c in completions]
@@ -130,6 +135,7 @@ def make_project(folder: Path, servers: Servers, label_studio: LabelStudio) -> P
     for name, lines in (("prompts", rows), ("sft", corpus)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     (folder / "config.yaml").write_text(CONFIG)
+    (folder / "people.yaml").write_text(BY_PEOPLE)
     (folder / "rubric.py").write_text(RUBRIC)
     environment = os.environ | {
         "PREFECT_API_URL": servers.prefect.api_url,
