@@ -36,9 +36,8 @@ ppo: {iterations: 2, rollout_batch_size: 8, epochs: 1, minibatches: 2}
 evaluation: {judge: "rubric.py:score", guards: {valid: "rubric.py:valid"}}
 """
 # The same round, ranked by people.
-BY_PEOPLE = (
-    CONFIG.replace("name: mini", "name: people")
-    .replace('  simulated: [{score: "rubric.py:score", noise: 0.1}]\n', "")
+BY_PEOPLE = CONFIG.replace("name: mini", "name: people").replace(
+    '  simulated: [{score: "rubric.py:score", noise: 0.1}]\n', ""
 )
 RUBRIC = """\
 def score(prompts, completions):

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import pytest
 from flows import processes, server_home
 from flows.record import is_locked
 from tests.flows.miniature import STAGES, TASKS, Project
-from tests.flows.on_worker import NAME, PATIENCE_S, OnWorker, refused, until
+from tests.flows.on_worker import NAME, OnWorker, refused, until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -29,6 +27,7 @@ pytestmark = pytest.mark.timeout(900)
 @pytest.fixture(scope="module")
 def suspended(worked: OnWorker) -> str:
     """A run that was told no number, and waits for people."""
+    worked.forget()
     run = worked.submit()
     worked.wait(run, "Suspended")
     return run
