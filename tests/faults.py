@@ -10,6 +10,7 @@ import pytest
 # The rest of what goes wrong on purpose is in the ordinary suite.
 KILLS = (
     "tests/flows/test_crashes.py",
+    "tests/flows/test_faults_on_worker.py",
     "tests/flows/test_publish_kills.py",
     "tests/flows/test_guard.py",
     "tests/flows/test_gpu.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def finished(project: Project) -> tuple[dict[str, Any], str]:
 def undisturbed(project: Project, finished: tuple[dict[str, Any], str]) -> Path:
     """A copy of the project's folder as the first run left it."""
     return _undisturbed(project)
+
+
+@pytest.fixture
+def note(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Notes a line about the case: shown when it fails, and by `make faults`."""
+
+    def take(line: str) -> None:
+        print(line)
+        record_property("note", line)
+
+    return take
 
 
 @pytest.fixture(scope="session")

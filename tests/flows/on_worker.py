@@ -184,10 +184,13 @@ class OnWorker:
     def forget(self, name: str = NAME) -> None:
         """Remove a run's folder and its labeling projects; the store keeps what was made."""
         shutil.rmtree(self.project.folder / "runs" / name, ignore_errors=True)
-        client = self.project.label_studio.client
-        for found in client.projects.list(title=name):
-            if found.title == name or str(found.title).startswith(f"{name}, round "):
-                client.projects.delete(found.id)
+        for found in self.labeling_projects(name):
+            self.project.label_studio.client.projects.delete(found)
+
+    def labeling_projects(self, name: str = NAME) -> list[int]:
+        """Of all rounds of the run."""
+        found = self.project.label_studio.client.projects.list(title=name)
+        return [p.id for p in found if str(p.title).partition(", round ")[0] == name]
 
 
 def _variable(process: psutil.Process, name: str) -> str | None:
@@ -196,12 +199,12 @@ def _variable(process: psutil.Process, name: str) -> str | None:
     return None
 
 
-def until(condition: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
-    """The condition's first true value."""
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], Any], every: float = 0.05) -> Any:
+    """The condition's first true value; it is asked so often, in s."""
+    deadline = time.monotonic() + PATIENCE_S
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+        time.sleep(every)
     return found
 
 

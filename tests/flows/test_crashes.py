@@ -27,7 +27,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,18 +39,13 @@ from flows import history, stages
 from flows.recipe import LABELS_SUMMARY
 from flows.status import describe_rounds
 from tests.flows.miniature import PATIENCE_S, STAGES, TASKS, Project, run_id, until
+from tests.flows.moments import SEED, STEPS, has_begun, moments
 
 # The first test waits for the servers and for the reference too, and some try several moments.
 pytestmark = pytest.mark.timeout(900)
 
-SEED = 1
 GONE_WITHIN_S = 10.0
-TRIES = 5
 TOO_LATE = "nothing, it was over"
-STEPS = (
-    *("prompts", "sft", "completions", "publish", "simulated", "gate", "freeze"),
-    *("pairs", "reward", "ppo", "evaluate", "promote", "report", "summary"),
-)
 KILLS = [(step, "process") for step in STEPS] + [(step, "child") for step in STAGES]
 INTERRUPTIONS = [
     *(("SIGINT", step) for step in ("sft", "publish", "simulated", "gate", "ppo")),
@@ -166,15 +161,6 @@ def reference(
 # --- where a run is, and how it ends --------------------------------------------------------------
 
 
-def has_begun(project: Project, step: str) -> bool:
-    """Whether round.json says that all steps before this one are over, and names none of them as
-    the one at work."""
-    document = project.round()
-    before = STEPS[: STEPS.index(step)]
-    is_over = set(before) <= set(document["stages"]) and document.get("step") not in before
-    return document.get("status") == "running" and is_over
-
-
 def stage_child(process: subprocess.Popen[str], step: str) -> psutil.Process | None:
     """The process that makes this stage."""
     function = getattr(stages, step.upper()).function
@@ -239,25 +225,6 @@ def strike_child(
     except psutil.NoSuchProcess:
         return False
     return True
-
-
-def moments(*case: str) -> Iterator[float]:
-    """A share of a step's time, then smaller ones, for when that came too late."""
-    share = random.Random(" ".join((str(SEED), *case))).random()
-    for tried in range(TRIES):
-        yield share / 2**tried
-    pytest.fail("the signal never came before the end of the step")
-
-
-@pytest.fixture
-def note(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Notes a line about the case: shown when it fails, and by `make faults`."""
-
-    def take(line: str) -> None:
-        print(line)
-        record_property("note", line)
-
-    return take
 
 
 # --- one crash ------------------------------------------------------------------------------------
