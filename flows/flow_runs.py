@@ -21,18 +21,36 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Scheduled
 
-FLOW = "rankloop-round"
+ROUND, WATCH = "rankloop-round", "watch-rankings"
 REVIVED = "Revived"
 _PAGE = 200
+_FINAL = (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)
 
 
 def is_alive(flow_run: str) -> bool:
     """Whether the run is at work, waits, or has yet to begin. One that the server does not know (it
     ran on another) is not."""
+    state = _state(flow_run)
+    return state is not None and not state.is_final()
+
+
+def waits(flow_run: str) -> bool:
+    """Whether the run goes on by itself, though no process is at work on it: it is suspended, or
+    has yet to begin."""
+    state = _state(flow_run)
+    return state is not None and (state.is_paused() or state.is_scheduled() or state.is_pending())
+
+
+def is_cancelled(flow_run: str) -> bool:
+    """Whether somebody cancelled the run on the dashboard."""
+    state = _state(flow_run)
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+def _state(flow_run: str) -> State[Any] | None:
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-        state = client.read_flow_run(UUID(flow_run)).state
-        return state is not None and not state.is_final()
-    return False
+        return client.read_flow_run(UUID(flow_run)).state
+    return None
 
 
 def rename(flow_run: str, name: str) -> None:
@@ -40,16 +58,26 @@ def rename(flow_run: str, name: str) -> None:
         client.update_flow_run(UUID(flow_run), name=name)
 
 
-def end_killed(client: SyncPrefectClient, flow_run: UUID, why: str) -> None:
-    """Mark a run as crashed whose process is gone; the dashboard would show it at work for ever."""
+def end_killed(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:
+    """Mark a run as crashed whose process is gone; the dashboard would show it at work for ever.
+    Whether it was still as `run` says: a state that came meanwhile stays."""
     ended: State[Any] = Crashed(message=why)
-    client.set_flow_run_state(flow_run, ended, force=True)
+    return _replace(client, run, ended)
 
 
-def revive(client: SyncPrefectClient, flow_run: UUID, why: str) -> None:
-    """Let the worker begin the run once more: it finds in the store what was finished."""
+def revive(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:
+    """Let the worker begin the run once more: it finds in the store what was finished. Whether it
+    was still as `run` says."""
     again: State[Any] = Scheduled(name=REVIVED, message=why)
-    client.set_flow_run_state(flow_run, again, force=True)
+    return _replace(client, run, again)
+
+
+def _replace(client: SyncPrefectClient, run: FlowRun, state: State[Any]) -> bool:
+    now = client.read_flow_run(run.id).state
+    if now is None or run.state is None or now.id != run.state.id:
+        return False
+    client.set_flow_run_state(run.id, state, force=True)
+    return True
 
 
 def times_revived(client: SyncPrefectClient, flow_run: UUID, within: timedelta) -> int:
@@ -60,11 +88,11 @@ def times_revived(client: SyncPrefectClient, flow_run: UUID, within: timedelta) 
 
 
 def forget(client: SyncPrefectClient, flow: str, older_than: timedelta) -> int:
-    """Delete completed runs of a flow that nobody asks for any more; how many."""
+    """Delete ended runs of a flow that nobody asks for any more; how many."""
     old = client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
         flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED])),
+            state=_in(*_FINAL),
             end_time=FlowRunFilterEndTime(before_=datetime.now(UTC) - older_than),
         ),
         limit=_PAGE,
@@ -74,18 +102,20 @@ def forget(client: SyncPrefectClient, flow: str, older_than: timedelta) -> int:
     return len(old)
 
 
-def of_rounds(client: SyncPrefectClient, *types: StateType) -> list[FlowRun]:
-    """All runs of rounds in one of these states."""
+def runs_of(client: SyncPrefectClient, flow: str, *types: StateType) -> list[FlowRun]:
+    """All runs of a flow in one of these states."""
     found: list[FlowRun] = []
     while True:
         page = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[FLOW])),
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
-            ),
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+            flow_run_filter=FlowRunFilter(state=_in(*types)),
             limit=_PAGE,
             offset=len(found),
         )
         found += page
         if len(page) < _PAGE:
             return found
+
+
+def _in(*types: StateType) -> FlowRunFilterState:
+    return FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))

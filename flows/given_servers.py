@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flows import embedded, server_home
 from flows.server_home import Name
-from labeling.errors import InputError
+from labeling.errors import InputError, Unreachable
 
 VARIABLE = {"prefect": "PREFECT_API_URL", "label_studio": "LABEL_STUDIO_URL"}
 
@@ -41,7 +41,8 @@ def check_prefect(api_url: str) -> None:
     if answer == 200 and embedded.get(f"{api_url}/admin/version", prefect_headers()) == 401:
         answer = 401  # its health is told to everybody
     if answer != 200:
-        raise InputError(
+        kind = Unreachable if answer is None or answer >= 500 else InputError
+        raise kind(
             f"PREFECT_API_URL {api_url} "
             + ("cannot be reached" if answer is None else f"answers with HTTP {answer}")
             + ": start that server, correct its address or key, or unset PREFECT_API_URL"

@@ -127,7 +127,11 @@ def look(run: Path, number: int, incumbent: Policy | None) -> Lineage:
 
 def next_round(run: Path) -> int:
     """The round to work on now: the newest one while it is not complete, else the one after it."""
-    numbers = [int(path.parent.name) for path in run.glob("rounds/[0-9]*/round.json")]
+    numbers = [
+        int(path.parent.name)
+        for path in run.glob("rounds/[0-9]*/round.json")
+        if path.parent.name.isdecimal()
+    ]
     if not numbers:
         return 0
     newest = max(numbers)

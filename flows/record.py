@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class RoundRecord:
     `started_from`, the policy that was promoted when it began (none: the initial one), and
     `lineage`, the rounds before it; `promotion`, what the gate said; `flow_runs`, the ids of the
     Prefect runs that were at work on it, the newest last.
+    `noted`: keys of the steps that the same Prefect run made when it was at work before.
     `killed` holds the dashboard's addresses of earlier runs of this round that had no time to write
     down how they ended, until the dashboard is told.
     """
@@ -64,12 +66,16 @@ class RoundRecord:
         number: int = 0,
         flow_run: str = "",
         patience_s: float = 1.0,
+        waits: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """`flow_run`: the id of the Prefect run that is at work; `patience_s`: how long it waits
-        for another to leave the round (`rankloop status` holds it for a moment)."""
+        for another to leave the round (`rankloop status` holds it for a moment); `waits`: whether
+        another run goes on with the round by itself, to which it is left."""
         self.run = runs.resolve() / config.name
         self.lineage = Lineage(round=number)
         self.is_suspended = False
+        self.noted: dict[str, str] = {}
+        self._flow_run, self._waits = flow_run, waits
         self._config, self._patience_s = config, patience_s
         self._manifests: dict[str, dict[str, Any]] = {}
         self.folder = self.place(runs, config, number)
@@ -128,8 +134,11 @@ class RoundRecord:
         killed = earlier.get("killed", [])
         if earlier.get("status") == "running":  # and we hold the lock
             killed = [*killed, earlier.get("addresses", {}).get("dashboard")]
-        self.document["killed"] = list(dict.fromkeys(filter(None, killed)))
-        runs = [*earlier.get("flow_runs", []), *self.document["flow_runs"]]
+        # A run that was begun again is at work itself.
+        others = [a for a in killed if a and not (self._flow_run and a.endswith(self._flow_run))]
+        self.document["killed"] = list(dict.fromkeys(others))
+        before = earlier.get("flow_runs", [])
+        runs = [*before, *self.document["flow_runs"]]
         self.document["flow_runs"] = list(dict.fromkeys(reversed(runs)))[::-1]
         labels = earlier.get("labels", {})
         if "given" not in labels:  # how labels were frozen is known only once
@@ -137,6 +146,9 @@ class RoundRecord:
         if _lasting(earlier.get("config")) == _lasting(finite(self.document["config"])):
             self.document |= {k: v for k, v in earlier.items() if k not in self.document}
             self.document["addresses"] = earlier.get("addresses", {})
+            if self._flow_run in before:
+                steps = earlier.get("stages", {}).items()
+                self.noted = {name: step["key"] for name, step in steps if "key" in step}
             return
         for name in (*LINKS.values(), "report.html"):
             (self.folder / name).unlink(missing_ok=True)
@@ -150,11 +162,21 @@ class RoundRecord:
                 "another name with --name"
             ) from None
         try:
+            self._leave_to_others()
             self._begin()
         except BaseException:
             self._lock.release()
             raise
         return self
+
+    def _leave_to_others(self) -> None:
+        runs = self._earlier().get("flow_runs", [])
+        if runs and runs[-1] != self._flow_run and self._waits(runs[-1]):
+            raise Taken(
+                f"round {self.lineage.round} of {self._config.name} is another run's, which waits "
+                f"and goes on by itself (Prefect's run {runs[-1]}): cancel that one to begin here, "
+                "or give this run another name with --name"
+            )
 
     def _begin(self) -> None:
         self._carry_on()

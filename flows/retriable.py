@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Iterator
 
-from labeling.errors import InputError
+from labeling.errors import InputError, Unreachable
 
 # By name, at any depth of the class's ancestry: importing all these libraries takes seconds.
 _PASSING = {
@@ -46,6 +46,8 @@ _PASSING_TEXT = re.compile(
 
 def may_pass(error: BaseException) -> bool:
     """Whether another try may end otherwise. Asks the error, and then what led to it."""
+    if isinstance(error, Unreachable):
+        return True
     chain = list(_chain(error))
     names = [{kind.__name__ for kind in type(each).__mro__} for each in chain]
     if any(isinstance(each, InputError) for each in chain) or any(n & _LASTING for n in names):

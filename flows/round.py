@@ -6,6 +6,7 @@ is there already, so resuming, retrying and running again are the same thing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
+from prefect.exceptions import Pause
 from prefect.flow_runs import suspend_flow_run
 from prefect.results import ResultRecord
 from prefect.states import Completed
 from pydantic import BaseModel
 
 from flows.config import RoundConfig
-from flows.flow_runs import is_alive, rename
+from flows.flow_runs import ROUND, is_alive, is_cancelled, rename, waits
 from flows.freezing import FrozenLabels
 from flows.gate import Pending
 from flows.lineage import Start
@@ -48,12 +51,15 @@ from flows.tasks import (
     simulate,
     summarise,
 )
-from flows.turns import take
+from flows.turns import round_of, take
+from labeling.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 # How long a resumed run waits for the process that was suspended to leave the round.
 _PATIENCE_S = 60.0
+# What these made in a run stays when it goes on, whatever changed meanwhile: people rank it.
+_BEFORE_GATE = ("prompts", "sft", "completions")
 
 _SYNCS: dict[str, Callable[..., Any]] = {
     "publish": publish,
@@ -80,7 +86,7 @@ def _name(config: RoundConfig, number: int | None) -> str:
     return config.name if number is None else f"{config.name}-{number:03d}"
 
 
-@flow(name="rankloop-round", flow_run_name=_run_name, retries=0, log_prints=False)
+@flow(name=ROUND, flow_run_name=_run_name, retries=0, log_prints=False)
 def rankloop_round(
     config: RoundConfig, number: int | None = None, folder: str = ""
 ) -> dict[str, Any] | State[Any]:
@@ -100,7 +106,7 @@ def rankloop_round(
     if folder:
         os.chdir(folder)
     is_deployed, flow_run = runtime.deployment.id is not None, str(runtime.flow_run.id)
-    runs, is_told = Path.cwd() / "runs", number is not None
+    runs = Path.cwd() / "runs"
     if number is None:
         number = take(runs / config.name, flow_run, is_alive)
         if number is None:
@@ -109,11 +115,11 @@ def rankloop_round(
     config = config.for_round(number)
     patience = _PATIENCE_S if is_deployed else 1.0
     try:
-        with RoundRecord(runs, config, number, flow_run, patience) as record:
+        with RoundRecord(runs, config, number, flow_run, patience, waits) as record:
             return _follow(config, number, record, is_deployed)
     except Taken as taken:
-        if is_told:
-            raise
+        if not is_deployed or round_of(runs / config.name, flow_run) == number:
+            raise  # our own round, which another process of this run must not have
         return _nothing_to_do(str(taken))
 
 
@@ -158,7 +164,8 @@ class _Maker:
         if stage.name not in self.needed or config is None:
             return None
         with self._announced(stage.name) as end:
-            made: Outcome[StageResult] = _unwrap(make_stage(stage, config, inputs))
+            noted = self.record.noted.get(stage.name) if stage.name in _BEFORE_GATE else None
+            made: Outcome[StageResult] = _unwrap(make_stage(stage, config, inputs, noted))
             line = headline(stage.name, made.value.metrics)
             self.record.add(made.value, line)
             end(made.value.reused, line)
@@ -177,9 +184,11 @@ class _Maker:
             seen = self._sync("gate", *arguments, self.record.wait, self.is_deployed)
             if not isinstance(seen.value, Pending):
                 return seen
-            self.record.is_suspended = True
-            suspend_flow_run(timeout=None, key=f"rankings-{uuid4()}")  # ends this process
-            self.record.is_suspended = False
+            try:
+                suspend_flow_run(timeout=None, key=f"rankings-{uuid4()}")
+            except Pause:  # ends this process
+                self.record.is_suspended = True
+                raise
 
     def _sync(self, name: str, *arguments: Any) -> Outcome[Any]:
         clock = time.monotonic()
@@ -209,6 +218,7 @@ class _Maker:
             message = ": ".join(part for part in (f"{name} {_SAID[event]}", line) if part)
             logger.info(message, extra={"step": step})
 
+        _stop_if_cancelled()
         self.record.begin(name)
         say("begin")
         try:
@@ -216,6 +226,14 @@ class _Maker:
         except BaseException:
             say("failed")
             raise
+
+
+def _stop_if_cancelled() -> None:
+    """Whoever cancels a run on the dashboard ends it at its next step at the latest: the worker
+    that would kill its process may be gone."""
+    with contextlib.suppress(httpx.TransportError):
+        if is_cancelled(str(runtime.flow_run.id)):
+            raise InputError("cancelled on the dashboard; what is finished is kept")
 
 
 def _unwrap(outcome: Any) -> Any:

@@ -22,7 +22,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from flows import guard, processes
+from flows import databases, guard, processes
 from flows.inputs import resolve_inputs
 from flows.stage import MARK
 from flows.stages import Stage
@@ -30,7 +30,7 @@ from flows.store import Damage, Entry, Store, make_key
 from labeling.errors import InputError
 
 # Secrets of the servers are no business of a stage.
-_HIDDEN = ("LABEL_STUDIO_", "PREFECT_")
+_HIDDEN = ("LABEL_STUDIO_", "PREFECT_", *databases.VARIABLE.values())
 _PATIENCE_S = 10.0
 
 
@@ -78,6 +78,7 @@ def run_stage(
     on_line: Callable[[Line], None],
     *,
     slot: AbstractContextManager[int | None] | None = None,
+    noted: str | None = None,
     verify: bool = False,
 ) -> StageResult:
     """The stage's entry in `home/store`, made now unless a whole one is there.
@@ -87,6 +88,8 @@ def run_stage(
         on_line: called with every log record of the child, in order.
         slot: entered only when a child has to run, and left when it and all that it started are
             gone. Gives a file descriptor that the child inherits, or None.
+        noted: the key of an entry to stay with while it is whole, whatever config, inputs and
+            version would give now.
         verify: digest the files of an existing entry in place of trusting sizes and times.
 
     Raises:
@@ -95,6 +98,8 @@ def run_stage(
     """
     clock = time.monotonic()
     store = Store(home / "store")
+    if noted and isinstance(kept := store.find(stage.name, noted, verify), Entry):
+        return _result(stage, noted, kept, reused=True, since=clock)
     given, digests = resolve_inputs(stage, inputs, store)
     key = make_key(stage.name, stage.version, config, digests)
     found = store.find(stage.name, key, verify)
@@ -129,13 +134,17 @@ def run_stage(
         found = store.find(stage.name, key)
         if not isinstance(found, Entry):
             raise RuntimeError(f"{stage.name} ended well but left no whole entry: {found}")
+    return _result(stage, key, found, reused=reused, since=clock)
+
+
+def _result(stage: Stage, key: str, found: Entry, *, reused: bool, since: float) -> StageResult:
     return StageResult(
         stage=stage.name,
         key=key,
         path=found.path,
         output=found.path / stage.output,
         reused=reused,
-        seconds=time.monotonic() - clock,
+        seconds=time.monotonic() - since,
         made_seconds=found.seconds,
         metrics=found.metrics,
     )

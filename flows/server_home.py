@@ -57,12 +57,13 @@ def lock(home: Path) -> FileLock:
 @dataclass(frozen=True)
 class Known:
     """What the last `up` left of a server: its port, its process (None after `down`), the address
-    that it listens on, and its database (None is SQLite)."""
+    that it listens on, its database (None is SQLite), and a digest of what it was told."""
 
     port: int | None = None
     process: Detached | None = None
     address: Address = THIS_MACHINE
     database: Database | None = None
+    told: str = ""
 
     @property
     def url(self) -> str:
@@ -78,6 +79,7 @@ def recall(home: Path, name: Process) -> Known:
         Detached(**process) if process else None,
         Address(**(entry.get("address") or {})),
         Database(**entry["database"]) if entry.get("database") else None,
+        entry.get("told") or "",
     )
 
 

@@ -24,7 +24,7 @@ from flows.embedded import HEALTH, LOG, PREFERRED_PORT, TITLE, Launch
 from flows.processes import Detached
 from flows.server_home import NAMES, Known, Name, Process
 from labeling.addresses import THIS_MACHINE, Address, is_own_address
-from labeling.errors import InputError
+from labeling.errors import InputError, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -235,12 +235,19 @@ def _prefect(home: Path) -> PrefectServer:
         return PrefectServer(given, given.removesuffix("/api"))
     url, access = server_home.recall(home, "prefect").url, server_home.prefect_access(home)
     answer = embedded.get(f"{url}/api/admin/version", given_servers.basic(access), timeout_s=15)
+    _check_answered("Prefect", url, answer)
     if answer != 200:
         raise InputError(
             f"Prefect at {url} refuses the password in {server_home.credentials_path(home)} "
             f"(HTTP {answer}): `rankloop down` and `rankloop up` start it with that one"
         )
     return PrefectServer(f"{url}/api", url, access)
+
+
+def _check_answered(title: str, url: str, answer: int | None) -> None:
+    if answer is None or answer >= 500:
+        failure = "does not answer" if answer is None else f"fails with HTTP {answer}"
+        raise Unreachable(f"{title} at {url} {failure}: try again; its log may tell why")
 
 
 def _label_studio(home: Path) -> LabelStudioServer:
@@ -257,6 +264,7 @@ def _embedded_label_studio(home: Path) -> LabelStudioServer:
     answer = embedded.get(
         f"{url}/api/current-user/whoami", {"Authorization": f"Token {token}"}, timeout_s=15
     )
+    _check_answered("Label Studio", url, answer)
     if answer != 200:
         raise InputError(
             f"Label Studio at {url} refuses the token in {server_home.credentials_path(home)} "

@@ -101,12 +101,15 @@ Answer: TypeAlias = Outcome[T] | State[Any]
 
 
 @task(task_run_name="{stage.name}", **_RETRIES)
-def make_stage(stage: Stage, config: BaseModel, inputs: dict[str, Any]) -> Answer[StageResult]:
-    """The stage's entry in the store; a state named Reused when it was there."""
+def make_stage(
+    stage: Stage, config: BaseModel, inputs: dict[str, Any], noted: str | None = None
+) -> Answer[StageResult]:
+    """The stage's entry in the store; a state named Reused when it was there. `noted`: the key of
+    the one to stay with while it is whole."""
     places = {name: _place(stage.inputs[name], value) for name, value in inputs.items()}
     slot = gpu_slot() if runs_on_gpu(config) else None
     home, lines = servers.default_home(), _Lines(stage.name)
-    return _answer(run_stage(stage, config, places, home, lines, slot=slot))
+    return _answer(run_stage(stage, config, places, home, lines, slot=slot, noted=noted))
 
 
 @task(task_run_name="publish", **_RETRIES)
@@ -211,10 +214,9 @@ def mark_killed(dashboard: str) -> None:
     it."""
 
     def show() -> None:
-        run = UUID(dashboard.rpartition("/")[2])
         with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-            state = client.read_flow_run(run).state
-            if state is None or not state.is_final():
+            run = client.read_flow_run(UUID(dashboard.rpartition("/")[2]))
+            if run.state is None or not run.state.is_final():
                 end_killed(client, run, "Killed; a later run of the round goes on.")
 
     shown(show)

@@ -38,6 +38,8 @@ def take(run: Path, flow_run: str, is_alive: Callable[[str], bool]) -> int | Non
 def _flow_runs(run: Path) -> dict[int, list[str]]:
     found = {}
     for path in run.glob("rounds/[0-9]*/round.json"):
+        if not path.parent.name.isdecimal():
+            continue  # somebody's copy
         try:
             document: dict[str, Any] = json.loads(path.read_text())
         except (OSError, ValueError):

@@ -3,23 +3,28 @@ whose process is gone are ended and begun again."""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock, Timeout
 from prefect import flow
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import Artifact, create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from pydantic import ValidationError
 
-from flows import publication, tasks
+from flows import publication, servers, tasks
 from flows.config import RoundConfig, project_title
-from flows.flow_runs import end_killed, forget, of_rounds, revive, times_revived
+from flows.flow_runs import ROUND, WATCH, end_killed, forget, revive, runs_of, times_revived
 from flows.gate import Pending, look_once
 from flows.progress import hear_our_loggers
-from flows.record import RoundRecord, is_locked
+from flows.record import is_locked
 from flows.summary import tally_rows
 from flows.turns import is_newest, round_of
 from labeling.errors import InputError
@@ -28,6 +33,14 @@ from labeling.tally import describe
 logger = logging.getLogger(__name__)
 
 _KEPT = timedelta(days=2)  # runs of the watcher itself: there are 288 a day
+_REVIVED_AT_MOST, _LATELY = 5, timedelta(days=7)
+_WATCHES_WITHIN = timedelta(hours=2)
+
+
+@flow(name=WATCH, flow_run_name="watch", retries=0, log_prints=False)
+def watch_rankings(
+    begins_within_s: float = 120.0, starts_within_s: float = 600.0
+) -> dict[str, list[str]]:
     """Look at every round: resume those whose rankings are in, keep snapshots of what people have
     ranked, mark runs as crashed whose process is gone, and let them go on.
 
@@ -38,96 +51,119 @@ _KEPT = timedelta(days=2)  # runs of the watcher itself: there are 288 a day
     """
     hear_our_loggers()
     done: dict[str, list[str]] = {"resumed": [], "waiting": [], "crashed": [], "revived": []}
-    with get_client(sync_client=True) as client:
-        for run in of_rounds(client, StateType.RUNNING, StateType.PENDING):
-            if _is_gone(run, begins_within_s, starts_within_s):
-                end_killed(client, run.id, "Its process is gone; what is finished is kept.")
-                _note(done["crashed"], run, "process is gone: crashed")
-        for run in of_rounds(client, StateType.CRASHED):
-            if _goes_on(client, run):
-                revive(client, run.id, "Goes on from what is finished.")
-                _note(done["revived"], run, "begun again")
-        for run in of_rounds(client, StateType.PAUSED):
-            if run.state_name != "Suspended":
-                continue
-            if _look(run):
-                client.resume_flow_run(run.id)
-                _note(done["resumed"], run, "resumed")
-            else:
-                done["waiting"].append(run.name)
-        forget(client, WATCH, _KEPT)
+    lock = FileLock(servers.default_home() / "watch.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another watcher is at work")
+        return done
+    with lock, get_client(sync_client=True) as client:
+
+        def each(types: tuple[StateType, ...], look: Callable[[FlowRun], str | None]) -> None:
+            for run in runs_of(client, ROUND, *types):
+                try:
+                    if what := look(run):
+                        logger.log(
+                            logging.DEBUG if what == "waiting" else logging.INFO,
+                            *("%s: %s", run.name, what),
+                        )
+                        done[what].append(run.name)
+                except Exception as error:  # one round's trouble is not the others'
+                    logger.warning("%s: %s: %s", run.name, type(error).__name__, error)
+
+        ended = partial(_end_if_gone, client, begins_within_s, starts_within_s)
+        each((StateType.RUNNING, StateType.PENDING), ended)
+        each((StateType.CRASHED,), partial(_revive, client))
+        each((StateType.PAUSED,), partial(_resume_if_ready, client))
+        _tidy_up(client)
     return done
 
 
-def _note(names: list[str], run: FlowRun, what: str) -> None:
-    logger.info("%s: %s", run.name, what)
-    names.append(run.name)
+def _tidy_up(client: SyncPrefectClient) -> None:
+    """Nobody else ends a watcher that died with its machine."""
+    forget(client, WATCH, _KEPT)
+    for run in runs_of(client, WATCH, StateType.RUNNING, StateType.PENDING):
+        if run.state and datetime.now(UTC) - run.state.timestamp > _WATCHES_WITHIN:
+            end_killed(client, run, "Its process is gone.")
 
 
 @dataclass(frozen=True)
 class _Round:
-    """What a run was told, and the round that it is at: None before it began one."""
+    """The folder of a run's rounds, and the one that it is at: None before it began one. `config`
+    is None where another version of Rankloop wrote it, which this one does not read."""
 
-    config: RoundConfig
-    runs: Path
+    of_run: Path
     number: int | None
+    config: RoundConfig | None
 
     @property
     def folder(self) -> Path | None:
-        return None if self.number is None else self._place(self.number)
-
-    def _place(self, number: int) -> Path:
-        return RoundRecord.place(self.runs, self.config, number)
+        return None if self.number is None else self.of_run / "rounds" / f"{self.number:03d}"
 
     @classmethod
-    def of(cls, run: FlowRun) -> _Round | None:
-        """None for a run whose parameters another version of Rankloop does not read."""
-        try:
-            config = RoundConfig.model_validate(run.parameters.get("config"))
-        except ValidationError as error:
-            logger.warning("%s: its config cannot be read (%s)", run.name, error.title)
-            return None
+    def of(cls, run: FlowRun) -> _Round:
+        given = run.parameters.get("config") or {}
         runs = Path(run.parameters.get("folder") or Path.cwd()) / "runs"
-        return cls(config, runs, round_of(runs / config.name, str(run.id)))
+        of_run = runs / str(given.get("name"))
+        try:
+            config = RoundConfig.model_validate(given)
+        except ValidationError:
+            config = None
+        return cls(of_run, round_of(of_run, str(run.id)), config)
+
+    def is_at_work(self) -> bool:
+        """Whether a process holds the round."""
+        return self.folder is not None and is_locked(self.folder)
 
 
 # --- rounds that wait ----------------------------------------------------------------------------
 
 
-def _look(run: FlowRun) -> bool:
+def _resume_if_ready(client: SyncPrefectClient, run: FlowRun) -> str | None:
+    found = _Round.of(run)
+    if run.state_name != "Suspended" or found.is_at_work():
+        return None  # whoever suspended it from outside: its process has yet to notice
+    if not _is_ready(run.name, found):
+        return "waiting"
+    client.resume_flow_run(run.id)
+    return "resumed"
+
+
+def _is_ready(name: str, found: _Round) -> bool:
     """Whether the round is to go on: its rankings are in, or it is to say what is wrong. A Label
     Studio that is away is looked at the next time."""
-    found = _Round.of(run)
-    if found is None or found.folder is None:
-        return False
+    if found.config is None or found.folder is None:
+        logger.warning("%s: its config or its folder cannot be read: resumed, to say so", name)
+        return True
     config = found.config.for_round(found.number or 0)
+    if (found.folder / "labels.parquet").exists():
+        return True
     try:
-        if (found.folder / "labels.parquet").exists():
-            return True
         server, title = tasks.label_studio(), project_title(config.name, found.number or 0)
         published = publication.published_before(server, title, config.labeling, found.folder)
         seen = look_once(server, published, config.labeling)
     except ConnectionError as error:
-        logger.warning("%s: %s", run.name, error)
+        logger.warning("%s: %s", name, error)
         return False
     except InputError as error:
-        logger.warning("%s: %s", run.name, error)
+        logger.warning("%s: %s", name, error)
         return True
     if not isinstance(seen, Pending):
         return True
     first, *_ = describe(seen.tally.document())
-    logger.info("%s: %s", run.name, first)
+    logger.info("%s: %s", name, first)
     _show(config.name, seen, first)
     return False
 
 
 def _show(name: str, seen: Pending, first: str) -> None:
+    key, rows = tasks.rankings_key(name), tally_rows(seen.tally)
+
     def show() -> None:
-        create_table_artifact(
-            tally_rows(seen.tally),
-            key=tasks.rankings_key(name),
-            description=f"{first}. Rank at {seen.page}",
-        )
+        known: Any = Artifact.get(key)
+        if known is None or json.loads(known.data or "null") != rows:
+            text = f"{first}. Rank at {seen.page}"
+            create_table_artifact(rows, key=key, description=text)
 
     tasks.shown(show)
 
@@ -135,28 +171,46 @@ def _show(name: str, seen: Pending, first: str) -> None:
 # --- runs whose process is gone ------------------------------------------------------------------
 
 
-def _is_gone(run: FlowRun, begins_within_s: float, starts_within_s: float) -> bool:
-    """Whether no process is at work on it: one that is holds the lock of its round, which it takes
-    some seconds after its first word to the server."""
+def _end_if_gone(
+    client: SyncPrefectClient, begins_within_s: float, starts_within_s: float, run: FlowRun
+) -> str | None:
+    """A process that is at work holds the lock of its round, which it takes some seconds after its
+    first word to the server. One that has noted how it ended may still be telling Prefect."""
     found = _Round.of(run)
-    if found is None or run.state is None:
-        return False
-    silent_s = (datetime.now(UTC) - run.state.timestamp).total_seconds()
-    if found.folder is None or run.state_type == StateType.PENDING:
-        return silent_s > starts_within_s
-    return silent_s > begins_within_s and not is_locked(found.folder)
+    if run.state is None or found.is_at_work():
+        return None
+    is_begun = run.state_type == StateType.RUNNING and _status(found.folder) == "running"
+    patience_s = begins_within_s if is_begun else starts_within_s
+    if (datetime.now(UTC) - run.state.timestamp).total_seconds() <= patience_s:
+        return None
+    is_ended = end_killed(client, run, "Its process is gone; what is finished is kept.")
+    return "crashed" if is_ended else None
 
 
-def _goes_on(client: SyncPrefectClient, run: FlowRun) -> bool:
-    """Whether a crashed run of a deployment is to be begun again: nobody else took its round over,
-    and it does not crash again and again."""
+def _status(folder: Path | None) -> str | None:
+    try:
+        document = json.loads((folder / "round.json").read_text()) if folder else {}
+    except (OSError, ValueError):
+        return None
+    return document.get("status")
+
+
+def _revive(client: SyncPrefectClient, run: FlowRun) -> str | None:
+    """Let a crashed run of a deployment go on, unless somebody else took its round over, or it
+    crashes again and again."""
     found = _Round.of(run)
-    if run.deployment_id is None or run.state is None or found is None:
-        return False
+    if run.deployment_id is None or run.state is None or found.is_at_work():
+        return None
     if datetime.now(UTC) - run.state.timestamp > _LATELY:
-        return False
-    if found.number is not None:
-        folder = found.runs / found.config.name
-        if not is_newest(folder, found.number, str(run.id)):
-            return False
-    return times_revived(client, run.id, _LATELY) < _REVIVED_AT_MOST
+        return None
+    if found.number is not None and not is_newest(found.of_run, found.number, str(run.id)):
+        return None
+    if times_revived(client, run.id, _LATELY) >= _REVIVED_AT_MOST:
+        logger.warning(
+            "%s crashed %d times in a week and is left alone: read its log, then retry it on the "
+            "dashboard, or `rankloop submit` it again",
+            run.name,
+            _REVIVED_AT_MOST + 1,
+        )
+        return None
+    return "revived" if revive(client, run, "Goes on from what is finished.") else None

@@ -20,7 +20,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from flows import processes, server_home
+from flows import databases, processes, server_home
 from flows.config import RoundConfig
 from flows.embedded import ROOT
 from flows.processes import Detached
@@ -67,15 +67,26 @@ def ensure(home: Path, folder: Path, environment: dict[str, str]) -> Worker:
     with server_home.lock(home), get_client(sync_client=True) as client:
         _ensure_pool(client)
         _register(client, folder, environment)
-        if (running := find(home)) is not None:
+        told = _digest(environment)
+        known = server_home.recall(home, "worker")
+        if (running := find(home)) is not None and known.told == told:
             return Worker(running, is_new=False)
-        if stale := server_home.recall(home, "worker").process:
-            processes.stop(stale)  # what a worker that was killed left behind
+        if running is not None:
+            logger.warning("servers or keys are others than the worker knows: it is restarted")
+        if known.process is not None:
+            processes.stop(known.process)  # also what a worker that was killed left behind
         begun = datetime.now(UTC)
         process = _start(home, folder, environment)
-        server_home.remember(home, "worker", Known(process=process))
+        server_home.remember(home, "worker", Known(process=process, told=told))
         _wait_online(client, process, begun, log_path(home))
         return Worker(process, is_new=True)
+
+
+def _digest(environment: dict[str, str]) -> str:
+    """Of what the worker is told of the servers: another port, another key, another digest."""
+    given = {k: v for k, v in os.environ.items() if k.startswith("LABEL_STUDIO_")}
+    told = json.dumps(environment | given, sort_keys=True)
+    return sha256(told.encode()).hexdigest()
 
 
 def _ensure_pool(client: SyncPrefectClient) -> None:
@@ -97,6 +108,7 @@ def _register(client: SyncPrefectClient, folder: Path, environment: dict[str, st
     wanted = version(folder)
     if all(registered_version(client, name) == wanted for name in (ROUND, WATCH)):
         return
+    _refuse_another_folder(client, folder)
     logger.info("registering the deployments …")
     given = {"RANKLOOP_FOLDER": str(folder), "RANKLOOP_VERSION": wanted}
     done = subprocess.run(
@@ -116,6 +128,22 @@ def _register(client: SyncPrefectClient, folder: Path, environment: dict[str, st
         raise InputError(
             f"Prefect refuses {PREFECT_FILE}: {lines[-1] if lines else 'it does not say why'}"
         )
+
+
+def _refuse_another_folder(client: SyncPrefectClient, folder: Path) -> None:
+    """Rounds of one Prefect are at home in one folder: two watchers would take each other's rounds
+    for lost. A folder that is gone from this machine has moved."""
+    try:
+        variables = client.read_deployment_by_name(ROUND).job_variables
+    except ObjectNotFound:
+        return
+    other = str(variables.get("working_dir") or folder)
+    if other == str(folder) or not Path(other).is_dir():
+        return
+    raise InputError(
+        f"this Prefect runs the rounds of {other}: call `rankloop up` there, or set RANKLOOP_HOME "
+        "(or PREFECT_API_URL) so that this folder has a Prefect of its own"
+    )
 
 
 def registered_version(client: SyncPrefectClient, name: str) -> str | None:
@@ -142,9 +170,9 @@ def _start(home: Path, folder: Path, environment: dict[str, str]) -> Detached:
     )
 
 
-# A round rides out a restart of the server: its client asks again for some minutes.
+# A round rides out a restart of the server: its client asks again, after 2, 4, … 64 s.
 _LASTING = {
-    "PREFECT_CLIENT_MAX_RETRIES": "10",
+    "PREFECT_CLIENT_MAX_RETRIES": "6",
     "PREFECT_WORKER_QUERY_SECONDS": "5",
     "PYTHONUNBUFFERED": "1",
 }
@@ -156,8 +184,10 @@ def name() -> str:
 
 
 def _clean_environment() -> dict[str, str]:
-    """Ours without settings of Prefect: a stray one would change what the worker does."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    """Ours without settings of Prefect, of which a stray one would change what the worker does, and
+    without what only servers need to know."""
+    hidden = ("PREFECT_", *databases.VARIABLE.values())
+    return {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
 
 
 def is_online(client: SyncPrefectClient, since: datetime) -> bool:

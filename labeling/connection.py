@@ -19,7 +19,7 @@ from label_studio_sdk.client import LabelStudio as Client
 from label_studio_sdk.core.api_error import ApiError
 
 from labeling.addresses import is_this_machine
-from labeling.errors import InputError
+from labeling.errors import InputError, Unreachable
 
 _T = TypeVar("_T")
 REQUEST_S = 60.0
@@ -67,12 +67,12 @@ class Connection:
     def check(self) -> str:
         """The email of the account behind the token.
 
-        Raises InputError when the server cannot be reached or refuses the token.
+        Raises Unreachable when the server cannot be reached, InputError when it refuses the token.
         """
         try:
             return str(self.ask(self.client.users.whoami).email)
         except ConnectionError as error:
-            raise InputError(f"{error}: start it, or correct its address") from None
+            raise Unreachable(f"{error}: start it, or correct its address") from None
 
     def derived_secret(self, purpose: str) -> str:
         """A secret that follows from our token and `purpose`: it need not be kept anywhere."""

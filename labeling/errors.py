@@ -15,6 +15,11 @@ class InputError(ValueError):
     """
 
 
+class Unreachable(InputError, ConnectionError):
+    """A server that the user named, or one of ours, does not answer: a person may have to start it
+    or to correct its address, but another try may find it, too."""
+
+
 _NO_SPACE = "no space is left on the disk{for_file}: free some, then run the same command again"
 _REFUSALS = {
     errno.ENOSPC: _NO_SPACE,

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from flows.config import RoundConfig
-from flows.record import LINKS, RoundRecord
+from flows.record import LINKS, RoundRecord, Taken, is_locked
 from labeling.config import Prompts
 from labeling.errors import InputError
 from labeling.records import Ranking, write_rankings
@@ -71,6 +71,45 @@ def test_the_run_after_a_killed_one_knows_its_address_on_the_dashboard(tmp_path:
     record.path.write_bytes(as_killed)
     with RoundRecord(tmp_path, config()) as record:
         assert record.document["killed"] == ["http://dashboard/1"]
+
+
+def test_a_killed_run_that_is_begun_again_is_not_told_to_the_dashboard_as_killed(
+    tmp_path: Path,
+) -> None:
+    kill(RoundRecord(tmp_path, config(), flow_run="run-1"), "http://dashboard/run-1")
+    with RoundRecord(tmp_path, config(), flow_run="run-1") as record:
+        assert record.document["killed"] == []
+        assert record.document["flow_runs"] == ["run-1"]
+    kill(RoundRecord(tmp_path, config(), flow_run="run-1"), "http://dashboard/run-1")
+    with RoundRecord(tmp_path, config(), flow_run="run-2") as record:
+        assert record.document["killed"] == ["http://dashboard/run-1"]
+        assert record.document["flow_runs"] == ["run-1", "run-2"]
+
+
+def test_a_round_that_goes_on_by_itself_is_left_alone(tmp_path: Path) -> None:
+    kill(RoundRecord(tmp_path, config(), flow_run="run-1"), "http://dashboard/run-1")
+    path = RoundRecord.place(tmp_path, config()) / "round.json"
+    before = path.read_bytes()
+    with (
+        pytest.raises(Taken, match="run-1"),
+        RoundRecord(tmp_path, config(), flow_run="run-2", waits=lambda run: run == "run-1"),
+    ):
+        raise AssertionError("it must not begin")
+    assert path.read_bytes() == before
+    assert not is_locked(path.parent)
+    with RoundRecord(tmp_path, config(), flow_run="run-1", waits=lambda _: True):
+        assert is_locked(path.parent)
+
+
+def test_the_same_run_knows_what_it_made_before_and_another_does_not(tmp_path: Path) -> None:
+    with RoundRecord(tmp_path, config(), flow_run="run-1") as record:
+        record.document["stages"] = {"prompts": {"key": "k1"}, "publish": {"seconds": 1}}
+    with RoundRecord(tmp_path, config(), flow_run="run-1") as record:
+        assert record.noted == {"prompts": "k1"}
+    with RoundRecord(tmp_path, config(), flow_run="run-2") as record:
+        assert record.noted == {}
+    with RoundRecord(tmp_path, config(seed=1), flow_run="run-2") as record:
+        assert record.noted == {}
 
 
 def kill(record: RoundRecord, dashboard: str | None) -> None:

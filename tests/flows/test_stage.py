@@ -134,6 +134,22 @@ def test_another_config_input_or_version_is_made_anew(source: Path, home: Path) 
     assert calls(source.parent) == 4
 
 
+def test_a_noted_entry_stays_while_it_is_whole_whatever_changed_since(
+    source: Path, home: Path
+) -> None:
+    first, newer = copy(source, home), replace(COPY, version=2)
+    source.write_text("twelve CHARS")
+
+    def again() -> StageResult:
+        config = Toy(folder=str(source.parent), factor=2)
+        return run_stage(newer, config, {"source": source}, home, Lines(), noted=first.key)
+
+    kept = again()
+    assert (kept.reused, kept.path, kept.metrics) == (True, first.path, first.metrics)
+    first.output.unlink()
+    assert again().key != first.key
+
+
 def test_an_output_as_input_is_known_by_its_content_not_by_its_place(
     source: Path, home: Path
 ) -> None:
@@ -227,11 +243,13 @@ def test_secrets_of_the_servers_do_not_reach_a_stage(
 ) -> None:
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "secret")
     monkeypatch.setenv("PREFECT_API_KEY", "secret")
+    monkeypatch.setenv("RANKLOOP_PREFECT_DATABASE", "postgresql://me:secret@host/name")
     stage = Stage("environment", "tests.flows.toy_stages:environment", {}, "names.txt")
     result = run_stage(stage, Toy(), {}, home, Lines())
     names = result.output.read_text().split()
     assert "PATH" in names
-    assert not {"LABEL_STUDIO_API_KEY", "PREFECT_API_KEY"} & set(names)
+    hidden = {"LABEL_STUDIO_API_KEY", "PREFECT_API_KEY", "RANKLOOP_PREFECT_DATABASE"}
+    assert not hidden & set(names)
 
 
 def test_an_input_error_stays_one(source: Path, home: Path) -> None:
