@@ -28,7 +28,7 @@ from flows.record import is_locked
 from flows.summary import tally_rows
 from flows.turns import is_newest, round_of
 from labeling.errors import InputError
-from labeling.tally import describe
+from labeling.tally import standing
 
 logger = logging.getLogger(__name__)
 
@@ -150,19 +150,19 @@ def _is_ready(name: str, found: _Round) -> bool:
         return True
     if not isinstance(seen, Pending):
         return True
-    first, *_ = describe(seen.tally.document())
-    logger.info("%s: %s", name, first)
-    _show(config.name, seen, first)
+    stands = ". ".join(standing(seen.tally.document()))
+    logger.info("%s: %s", name, stands)
+    _show(config.name, seen, stands)
     return False
 
 
-def _show(name: str, seen: Pending, first: str) -> None:
+def _show(name: str, seen: Pending, stands: str) -> None:
     key, rows = tasks.rankings_key(name), tally_rows(seen.tally)
 
     def show() -> None:
         known: Any = Artifact.get(key)
         if known is None or json.loads(known.data or "null") != rows:
-            text = f"{first}. Rank at {seen.page}"
+            text = f"{stands}. Rank at {seen.page}"
             create_table_artifact(rows, key=key, description=text)
 
     tasks.shown(show)
