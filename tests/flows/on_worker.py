@@ -68,7 +68,7 @@ class OnWorker:
         return {"config": config | changes, "number": number, "folder": str(self.project.folder)}
 
     def watch(self, silent_s: float = 600.0) -> dict[str, list[str]]:
-        """Run the watcher now; what it did."""
+        """Run the watcher now; what it did with the runs of NAME."""
         found = servers.connect(self.home)
         assert found is not None
         done = subprocess.run(
@@ -81,7 +81,12 @@ class OnWorker:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+        told = json.loads(done.stdout.splitlines()[-1])
+        return {what: [n for n in names if n.startswith(NAME)] for what, names in told.items()}
+
+    def hold_watcher(self) -> None:
+        """It is run by hand here, when a test wants it to."""
+        self.ask(f"/deployments/{self.deployment('watch-rankings')['id']}/pause_deployment", {})
 
     def set_state(self, run: str, kind: str, name: str | None = None) -> dict[str, Any]:
         """As the dashboard's buttons do."""
@@ -112,16 +117,15 @@ class OnWorker:
         return self.project.ask_prefect(path, None if body is None else dict(body))
 
     def deployment(self, name: str) -> dict[str, Any]:
-        flow = "rankloop-round" if name == "rankloop-round" else name
-        return dict(self.ask(f"/deployments/name/{flow}/{name}"))
+        return dict(self.ask(f"/deployments/name/{name}/{name}"))  # named as their flows
 
     def run(self, run: str) -> dict[str, Any]:
         return dict(self.ask(f"/flow_runs/{run}"))
 
-    def runs(self, flow: str = "rankloop-round") -> list[dict[str, Any]]:
-        """All runs of this flow."""
-        flows = {"name": {"any_": [flow]}}
-        return list(self.ask("/flow_runs/filter", {"flows": flows, "limit": 200}))
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs of rounds on the worker."""
+        made = {"id": {"any_": [self.deployment("rankloop-round")["id"]]}}
+        return list(self.ask("/flow_runs/filter", {"deployments": made, "limit": 200}))
 
     def history(self, run: str) -> list[str]:
         """The names of a run's states, the first one first."""
@@ -224,7 +228,5 @@ def start(project: Project, home: Path) -> OnWorker:
     given = replace(project, environment=environment | {"RANKLOOP_HOME": str(home)})
     made = OnWorker(given, home)
     made.command("up")
-    # It is run by hand here, when a test wants it to.
-    watch = made.deployment("watch-rankings")["id"]
-    made.ask(f"/deployments/{watch}/pause_deployment", {})
+    made.hold_watcher()
     return made
