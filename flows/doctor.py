@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from flows import doctor_config, doctor_machine, doctor_servers, launch, servers
+from flows import doctor_machine, doctor_servers, servers
 from flows.finding import Check, Finding, Findings, Plans, Site, warning, wrong
 from flows.servers import Servers
 from labeling.errors import InputError
@@ -30,12 +30,6 @@ ALWAYS: tuple[Check, ...] = (
     doctor_servers.database_files,
     doctor_servers.clocks,
     doctor_servers.worker_process,
-)
-OF_A_CONFIG: tuple[doctor_config.PlansCheck, ...] = (
-    doctor_config.inputs,
-    doctor_config.devices,
-    doctor_config.disk_and_memory,
-    doctor_config.labeling_address,
 )
 _COLORS = {"ok": "green", "warning": "yellow", "wrong": "red"}
 # Whoever named a server with a name and a password in its address shows them to nobody here.
@@ -74,13 +68,15 @@ def _findings(site: Site, path: Path | None) -> Iterator[Finding]:
         yield from _survived(check.__name__, partial(check, site))
     plans = None
     if path is not None:
+        from flows import doctor_config as ours  # noqa: PLC0415 - takes a second
+
         try:
-            plans = doctor_config.load(site, path)
+            plans = ours.load(site, path)
         except InputError as error:
             yield wrong(str(error), "")
-    if plans is not None:
-        for of_config in OF_A_CONFIG:
-            yield from _survived(of_config.__name__, partial(of_config, plans))
+        for of_config in (ours.inputs, ours.devices, ours.disk_and_memory, ours.labeling_address):
+            if plans is not None:
+                yield from _survived(of_config.__name__, partial(of_config, plans))
     yield from _survived("prefect", partial(_prefect, site, plans))
 
 
@@ -111,7 +107,9 @@ def _prefect(site: Site, plans: Plans | None) -> Findings:
     found = site.prefect
     if found is None:
         return  # it went away just now
-    launch.set_prefect_environment(Servers(found, None))
+    from flows.launch import set_prefect_environment  # noqa: PLC0415 - takes a second
+
+    set_prefect_environment(Servers(found, None))
     from flows import doctor_prefect as ours  # noqa: PLC0415 - imports Prefect
     from flows import doctor_schedules as schedules  # noqa: PLC0415
 

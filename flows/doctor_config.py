@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from flows import dry_run, embedded, given_servers, launch, memory, server_home
@@ -20,7 +19,6 @@ from flows.plan import needed_steps
 from flows.store import kind_of_device
 from labeling.addresses import is_own_address
 
-PlansCheck = Callable[[Plans], Findings]
 _DEVICED = ("sft", "sampling", "reward", "ppo", "evaluation")
 
 

@@ -185,7 +185,10 @@ def worker_process(site: Site) -> Findings:
     """What can be told of it without Prefect."""
     process = server_home.recall(site.home, "worker").process
     if process is None:
-        yield wrong("no worker is at work: nothing submitted or scheduled runs", "`rankloop up`")
+        yield wrong(
+            "no worker is at work: nothing submitted or scheduled runs",
+            "`rankloop up` starts one",
+        )
         return
     found = processes.find(process)
     log = site.home / "logs" / "worker.log"
