@@ -107,9 +107,10 @@ def pool(prefect: Prefect) -> Findings:
 def worker_is_heard(prefect: Prefect) -> Findings:
     """Whether Prefect hears of this machine's worker, and of no other."""
     try:
-        found = prefect.client.read_workers_for_work_pool(worker.POOL)
+        prefect.client.read_work_pool(worker.POOL)
     except ObjectNotFound:
-        return  # the pool is told
+        return  # that is told; asking for its workers would say no more than "404"
+    found = prefect.client.read_workers_for_work_pool(worker.POOL)
     now = datetime.now(UTC)
     last = {each.name: each.last_heartbeat_time for each in found if each.last_heartbeat_time}
     for name, heard in last.items():

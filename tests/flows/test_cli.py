@@ -38,7 +38,10 @@ def run_main(*arguments: str) -> int:
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = rankloop(tmp_path, "--help")
     assert done.returncode == 0
-    commands = ("up", "down", "status", "labelers", "demo", "run", "report", "promote", "rollback")
+    commands = (
+        *("up", "down", "status", "doctor", "labelers", "demo", "run", "submit", "schedule"),
+        *("report", "promote", "rollback"),
+    )
     for command in commands:
         assert f"\n    {command} " in done.stdout
 

@@ -1,5 +1,5 @@
-"""`rankloop doctor` on what needs no worker: each finding is made true once. What Prefect holds, and
-a site with nothing wrong, are in test_doctor_prefect.py."""
+"""`rankloop doctor` on what needs no worker: each finding is made true once. What Prefect holds,
+and a site with nothing wrong, are in test_doctor_prefect.py."""
 
 from __future__ import annotations
 
