@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labeling.config import Labeling
-from labeling.label_studio import LabelStudio, Project
-from labeling.project_tasks import Listed
 from labeling.records import digest
+
+if TYPE_CHECKING:
+    from labeling.label_studio import LabelStudio, Project
+    from labeling.project_tasks import Listed
 
 _THREADS = 4  # more bring locks on SQLite
 
