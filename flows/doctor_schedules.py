@@ -33,8 +33,8 @@ def scheduled_runs(prefect: Prefect) -> Findings:
     """Whether Prefect really makes runs ahead of what is scheduled, and the worker takes them."""
     for name in (worker.WATCH, worker.ROUND):
         found = prefect.deployment(name)
-        if found is None:
-            continue
+        if found is None or found.paused:
+            continue  # that is told
         if name == worker.WATCH and not found.schedules:
             yield wrong("watch-rankings has no schedule: no round that waits is resumed", ANEW)
         for schedule in found.schedules:

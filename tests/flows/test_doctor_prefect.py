@@ -148,6 +148,7 @@ def test_a_deployment_that_is_paused_or_not_there_is_wrong(
     prefect.client.request("POST", f"/deployments/{found.id}/pause_deployment")
     try:
         paused = complaint(doctor_prefect.deployments(prefect))
+        assert is_fine(doctor_schedules.scheduled_runs(prefect))  # and told once
     finally:
         prefect.client.request("POST", f"/deployments/{found.id}/resume_deployment")
     assert paused.what == "the deployment rankloop-round is paused"
