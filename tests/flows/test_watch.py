@@ -1,0 +1,133 @@
+"""Which runs the watcher takes for dead, and which of them it begins again. What it does to real
+ones is in test_worker.py and test_faults_on_worker.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from filelock import FileLock
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Crashed, Pending, Running, Scheduled
+
+from flows.flow_runs import REVIVED
+from flows.watch import _goes_on, _is_gone
+
+MINUTE = timedelta(minutes=1)
+BEGINS, STARTS = 120.0, 600.0
+
+
+@dataclass
+class Server:
+    """What the watcher asks Prefect for: a run's earlier states."""
+
+    states: list[State[Any]] = field(default_factory=list)
+
+    def read_flow_run_states(self, flow_run_id: UUID) -> list[State[Any]]:
+        return self.states
+
+
+def ago(state: State[Any], since: timedelta) -> State[Any]:
+    return state.model_copy(update={"timestamp": datetime.now(UTC) - since})
+
+
+def run(folder: Path, state: State[Any], *, deployed: bool = True, **config: Any) -> FlowRun:
+    config = {"name": "people", "model": "m", "prompts": {"path": "p"}} | config
+    return FlowRun(
+        id=uuid4(),
+        flow_id=uuid4(),
+        deployment_id=uuid4() if deployed else None,
+        state=state,
+        state_type=state.type,
+        parameters={"config": config, "number": None, "folder": str(folder)},
+    )
+
+
+def begin(folder: Path, *runs: FlowRun) -> Path:
+    """The round that these were at work on, the last one last."""
+    place = folder / "runs" / "people" / "rounds" / "000"
+    place.mkdir(parents=True, exist_ok=True)
+    document = {"status": "running", "flow_runs": [str(each.id) for each in runs]}
+    (place / "round.json").write_text(json.dumps(document))
+    return place
+
+
+@pytest.fixture
+def at_work(tmp_path: Path) -> Iterator[FlowRun]:
+    """A run that has been silent for a week, and holds the lock of its round."""
+    made = run(tmp_path, ago(Running(), timedelta(days=7)))
+    with FileLock(begin(tmp_path, made) / ".lock"):
+        yield made
+
+
+# --- whose process is gone ------------------------------------------------------------------------
+
+
+def test_a_run_at_work_is_left_alone_however_long_it_takes(at_work: FlowRun) -> None:
+    assert not _is_gone(at_work, BEGINS, STARTS)
+
+
+def test_a_run_without_a_process_is_gone_when_it_had_time_to_take_its_round(
+    tmp_path: Path,
+) -> None:
+    old, new = (run(tmp_path, ago(Running(), n * MINUTE)) for n in (3, 1))
+    for each, is_gone in ((old, True), (new, False)):
+        begin(tmp_path, each)
+        assert _is_gone(each, BEGINS, STARTS) is is_gone
+
+
+@pytest.mark.parametrize("state", [Pending(), Running()], ids=["PENDING", "RUNNING"])
+def test_a_run_that_began_no_round_has_more_time(tmp_path: Path, state: State[Any]) -> None:
+    assert not _is_gone(run(tmp_path, ago(state, 9 * MINUTE)), BEGINS, STARTS)
+    assert _is_gone(run(tmp_path, ago(state, 11 * MINUTE)), BEGINS, STARTS)
+
+
+def test_a_run_of_another_version_whose_config_cannot_be_read_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    stranger = run(tmp_path, ago(Running(), timedelta(days=7)), colour="blue")
+    assert not _is_gone(stranger, BEGINS, STARTS)
+    assert not _goes_on(Server(), run(tmp_path, Crashed(), colour="blue"))  # type: ignore[arg-type]
+
+
+# --- who goes on ----------------------------------------------------------------------------------
+
+
+def goes_on(crashed: FlowRun, *states: State[Any]) -> bool:
+    return _goes_on(Server(list(states)), crashed)  # type: ignore[arg-type]
+
+
+def test_a_crashed_run_goes_on_though_it_began_no_round(tmp_path: Path) -> None:
+    assert goes_on(run(tmp_path, Crashed()))
+
+
+def test_a_crashed_run_goes_on_unless_another_took_its_round_over(tmp_path: Path) -> None:
+    crashed, other = run(tmp_path, Crashed()), run(tmp_path, Crashed())
+    begin(tmp_path, other, crashed)
+    assert goes_on(crashed)
+    begin(tmp_path, crashed, other)
+    assert not goes_on(crashed)
+
+
+def test_a_run_of_the_command_is_not_begun_by_the_worker(tmp_path: Path) -> None:
+    assert not goes_on(run(tmp_path, Crashed(), deployed=False))
+
+
+def test_a_run_that_crashes_again_and_again_stays_crashed(tmp_path: Path) -> None:
+    crashed = run(tmp_path, Crashed())
+    revived = Scheduled(name=REVIVED)
+    assert goes_on(crashed, revived, Crashed(), revived, Crashed())
+    assert not goes_on(crashed, revived, Crashed(), revived, Crashed(), revived, Crashed())
+    long_ago = ago(revived, timedelta(days=8))
+    assert goes_on(crashed, long_ago, revived, revived)
+
+
+def test_what_crashed_long_ago_is_history(tmp_path: Path) -> None:
+    assert goes_on(run(tmp_path, ago(Crashed(), timedelta(days=6))))
+    assert not goes_on(run(tmp_path, ago(Crashed(), timedelta(days=8))))
