@@ -14,8 +14,12 @@ from prefect.client.schemas.filters import (
     FlowFilterName,
     FlowRunFilter,
     FlowRunFilterEndTime,
+    FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
@@ -62,7 +66,21 @@ def end_killed(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:
     """Mark a run as crashed whose process is gone; the dashboard would show it at work for ever.
     Whether it was still as `run` says: a state that came meanwhile stays."""
     ended: State[Any] = Crashed(message=why)
-    return _replace(client, run, ended)
+    is_ended = _replace(client, run, ended)
+    if is_ended:
+        end_tasks(client, run.id, why)
+    return is_ended
+
+
+def end_tasks(client: SyncPrefectClient, flow_run: UUID, why: str) -> None:
+    """Mark the tasks as crashed that a killed process of this run left at work."""
+    at_work = TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
+    ended: State[Any] = Crashed(message=why)
+    for left in client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
+        task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=at_work)),
+    ):
+        client.set_task_run_state(left.id, ended, force=True)
 
 
 def revive(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:

@@ -45,6 +45,7 @@ from flows.tasks import (
     gate,
     make_stage,
     mark_killed,
+    mark_left,
     promote,
     publish,
     reused,
@@ -129,6 +130,8 @@ def _follow(
     steps = needed_steps(config, number)
     record.document["addresses"]["dashboard"] = runtime.flow_run.ui_url
     record.save()
+    if is_deployed:
+        mark_left(str(runtime.flow_run.id))
     for dashboard in record.document["killed"]:
         mark_killed(dashboard)
     record.document["killed"] = []

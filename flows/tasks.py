@@ -31,7 +31,7 @@ from pydantic import BaseModel
 from flows import answers, freezing, publication, servers
 from flows.answers import Answered
 from flows.config import RoundConfig
-from flows.flow_runs import end_killed
+from flows.flow_runs import end_killed, end_tasks
 from flows.freezing import FrozenLabels
 from flows.gate import Opened, Pending, look_once, wait_for_rankings
 from flows.gpu import gpu_slot, runs_on_gpu
@@ -218,6 +218,16 @@ def mark_killed(dashboard: str) -> None:
             run = client.read_flow_run(UUID(dashboard.rpartition("/")[2]))
             if run.state is None or not run.state.is_final():
                 end_killed(client, run, "Killed; a later run of the round goes on.")
+
+    shown(show)
+
+
+def mark_left(flow_run: str) -> None:
+    """End what an earlier process of this run left at work on the dashboard."""
+
+    def show() -> None:
+        with get_client(sync_client=True) as client:
+            end_tasks(client, UUID(flow_run), "Killed; the run went on.")
 
     shown(show)
 

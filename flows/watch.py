@@ -32,8 +32,6 @@ from labeling.tally import standing
 
 logger = logging.getLogger(__name__)
 
-WATCH = "watch-rankings"
-
 _KEPT = timedelta(days=2)  # runs of the watcher itself: there are 288 a day
 _REVIVED_AT_MOST, _LATELY = 5, timedelta(days=7)
 _WATCHES_WITHIN = timedelta(hours=2)

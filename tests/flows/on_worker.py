@@ -32,6 +32,7 @@ NAME = "people"
 PATIENCE_S = 240.0
 GONE_WITHIN_S = 20.0
 FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
+UNFINISHED = frozenset({"PENDING", "RUNNING", "CANCELLING"})
 LABELER = SimulatedLabeler(score="rubric.py:score", noise=0.1)  # as in the config of `mini`
 # What watches every five minutes, now; a process that is silent for so many seconds is gone.
 _WATCH = """
@@ -126,6 +127,10 @@ class OnWorker:
         """All runs of rounds on the worker."""
         made = {"id": {"any_": [self.deployment("rankloop-round")["id"]]}}
         return list(self.ask("/flow_runs/filter", {"deployments": made, "limit": 200}))
+
+    def task_runs(self, run: str) -> list[dict[str, Any]]:
+        body = {"flow_runs": {"id": {"any_": [run]}}, "limit": 200}
+        return list(self.ask("/task_runs/filter", body))
 
     def history(self, run: str) -> list[str]:
         """The names of a run's states, the first one first."""

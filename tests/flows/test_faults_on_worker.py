@@ -31,7 +31,7 @@ from flows.recipe import LABELS_SUMMARY
 from flows.server_home import Process
 from tests.flows.miniature import STAGES, TASKS
 from tests.flows.moments import SEED, STEPS, has_begun
-from tests.flows.on_worker import FINAL, NAME, OnWorker, until
+from tests.flows.on_worker import NAME, UNFINISHED, OnWorker, until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -200,8 +200,11 @@ def assert_all_is_well(worked: OnWorker, reference: Reference, run: str, step: s
         assert scraps == []
     # The dashboard's last word.
     assert worked.run(run)["state"]["type"] == "COMPLETED"
-    unfinished = {r["name"] for r in worked.runs() if r["state"]["type"] not in FINAL}
-    assert unfinished == set()
+    assert [r["name"] for r in worked.runs() if r["state"]["type"] in UNFINISHED] == []
+    states = worked.history(run)
+    assert (states[-1], states.count("Completed")) == ("Completed", 1)
+    left = {t["name"] for t in worked.task_runs(run) if t["state_type"] in UNFINISHED}
+    assert left == set()
     until(lambda: not worked.at_work())
 
 

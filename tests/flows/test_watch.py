@@ -14,23 +14,47 @@ from uuid import UUID, uuid4
 import pytest
 from filelock import FileLock
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Crashed, Pending, Running, Scheduled
+from prefect.states import Completed, Crashed, Pending, Running, Scheduled
 
 from flows.flow_runs import REVIVED
-from flows.watch import _goes_on, _is_gone
+from flows.watch import _REVIVED_AT_MOST, _end_if_gone, _revive
 
 MINUTE = timedelta(minutes=1)
-BEGINS, STARTS = 120.0, 600.0
 
 
 @dataclass
 class Server:
-    """What the watcher asks Prefect for: a run's earlier states."""
+    """What the watcher asks Prefect for: one run, and the names of its earlier states."""
 
+    run: FlowRun
     states: list[State[Any]] = field(default_factory=list)
+    given: list[str | None] = field(default_factory=list)
 
-    def read_flow_run_states(self, flow_run_id: UUID) -> list[State[Any]]:
+    def read_flow_run(self, _: UUID) -> FlowRun:
+        return self.run
+
+    def read_flow_run_states(self, _: UUID) -> list[State[Any]]:
         return self.states
+
+    def read_task_runs(self, **_: Any) -> list[Any]:
+        return []
+
+    def set_flow_run_state(self, _: UUID, state: State[Any], force: bool) -> None:
+        self.given.append(state.name)
+
+
+def is_gone(run: FlowRun) -> bool:
+    server = Server(run)
+    said = _end_if_gone(server, 120.0, 600.0, run)  # type: ignore[arg-type]
+    assert (said, server.given) in [(None, []), ("crashed", ["Crashed"])]
+    return said is not None
+
+
+def goes_on(crashed: FlowRun, *states: State[Any]) -> bool:
+    server = Server(crashed, list(states))
+    said = _revive(server, crashed)  # type: ignore[arg-type]
+    assert (said, server.given) in [(None, []), ("revived", [REVIVED])]
+    return said is not None
 
 
 def ago(state: State[Any], since: timedelta) -> State[Any]:
@@ -70,37 +94,35 @@ def at_work(tmp_path: Path) -> Iterator[FlowRun]:
 
 
 def test_a_run_at_work_is_left_alone_however_long_it_takes(at_work: FlowRun) -> None:
-    assert not _is_gone(at_work, BEGINS, STARTS)
+    assert not is_gone(at_work)
 
 
 def test_a_run_without_a_process_is_gone_when_it_had_time_to_take_its_round(
     tmp_path: Path,
 ) -> None:
     old, new = (run(tmp_path, ago(Running(), n * MINUTE)) for n in (3, 1))
-    for each, is_gone in ((old, True), (new, False)):
+    for each, gone in ((old, True), (new, False)):
         begin(tmp_path, each)
-        assert _is_gone(each, BEGINS, STARTS) is is_gone
+        assert is_gone(each) is gone
 
 
 @pytest.mark.parametrize("state", [Pending(), Running()], ids=["PENDING", "RUNNING"])
 def test_a_run_that_began_no_round_has_more_time(tmp_path: Path, state: State[Any]) -> None:
-    assert not _is_gone(run(tmp_path, ago(state, 9 * MINUTE)), BEGINS, STARTS)
-    assert _is_gone(run(tmp_path, ago(state, 11 * MINUTE)), BEGINS, STARTS)
+    assert not is_gone(run(tmp_path, ago(state, 9 * MINUTE)))
+    assert is_gone(run(tmp_path, ago(state, 11 * MINUTE)))
 
 
-def test_a_run_of_another_version_whose_config_cannot_be_read_is_left_alone(
-    tmp_path: Path,
-) -> None:
-    stranger = run(tmp_path, ago(Running(), timedelta(days=7)), colour="blue")
-    assert not _is_gone(stranger, BEGINS, STARTS)
-    assert not _goes_on(Server(), run(tmp_path, Crashed(), colour="blue"))  # type: ignore[arg-type]
+def test_a_state_that_came_meanwhile_stays(tmp_path: Path) -> None:
+    before = run(tmp_path, ago(Running(), timedelta(days=7)))
+    server = Server(before.model_copy(update={"state": Completed()}))
+    assert _end_if_gone(server, 120.0, 600.0, before) is None  # type: ignore[arg-type]
+    crashed = run(tmp_path, Crashed())
+    server = Server(crashed.model_copy(update={"state": Scheduled()}))
+    assert _revive(server, crashed) is None  # type: ignore[arg-type]
+    assert server.given == []
 
 
 # --- who goes on ----------------------------------------------------------------------------------
-
-
-def goes_on(crashed: FlowRun, *states: State[Any]) -> bool:
-    return _goes_on(Server(list(states)), crashed)  # type: ignore[arg-type]
 
 
 def test_a_crashed_run_goes_on_though_it_began_no_round(tmp_path: Path) -> None:
@@ -115,6 +137,13 @@ def test_a_crashed_run_goes_on_unless_another_took_its_round_over(tmp_path: Path
     assert not goes_on(crashed)
 
 
+def test_a_run_whose_round_is_at_work_is_not_begun_a_second_time(tmp_path: Path) -> None:
+    crashed = run(tmp_path, Crashed())
+    with FileLock(begin(tmp_path, crashed) / ".lock"):
+        assert not goes_on(crashed)
+    assert goes_on(crashed)
+
+
 def test_a_run_of_the_command_is_not_begun_by_the_worker(tmp_path: Path) -> None:
     assert not goes_on(run(tmp_path, Crashed(), deployed=False))
 
@@ -122,10 +151,10 @@ def test_a_run_of_the_command_is_not_begun_by_the_worker(tmp_path: Path) -> None
 def test_a_run_that_crashes_again_and_again_stays_crashed(tmp_path: Path) -> None:
     crashed = run(tmp_path, Crashed())
     revived = Scheduled(name=REVIVED)
-    assert goes_on(crashed, revived, Crashed(), revived, Crashed())
-    assert not goes_on(crashed, revived, Crashed(), revived, Crashed(), revived, Crashed())
+    assert goes_on(crashed, *(revived, Crashed()) * (_REVIVED_AT_MOST - 1))
+    assert not goes_on(crashed, *(revived, Crashed()) * _REVIVED_AT_MOST)
     long_ago = ago(revived, timedelta(days=8))
-    assert goes_on(crashed, long_ago, revived, revived)
+    assert goes_on(crashed, *[long_ago] * _REVIVED_AT_MOST)
 
 
 def test_what_crashed_long_ago_is_history(tmp_path: Path) -> None:
