@@ -91,7 +91,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, servers: Servers) -
         ("LABEL_STUDIO_API_KEY", "", ["LABEL_STUDIO_API_KEY is not", "Account & Settings"]),
         ("LABEL_STUDIO_URL", "down", ["cannot be reached", "start it, or correct its address"]),
         ("LABEL_STUDIO_URL", "words", ["words", "cannot be reached", "correct its address"]),
-        ("LABEL_STUDIO_URL", "prefect", ["HTTP 404", "no Label Studio"]),
+        ("LABEL_STUDIO_URL", "prefect", ["HTTP 401", "refuses the token"]),
         ("PREFECT_API_URL", "down", ["PREFECT_API_URL", "cannot be reached", "unset"]),
         ("PREFECT_API_URL", "words", ["PREFECT_API_URL words", "correct its address"]),
     ],

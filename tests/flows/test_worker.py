@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from flows import processes, server_home
+from flows import given_servers, processes, server_home
 from flows.record import is_locked
 from tests.flows.miniature import STAGES, TASKS, Project
 from tests.flows.on_worker import NAME, OnWorker, refused, until
@@ -212,9 +213,16 @@ def _references(told: dict[str, Any]) -> Iterator[str]:
 # --- schedules -----------------------------------------------------------------------------------
 
 
-def test_a_schedule_makes_runs_ahead_and_outlives_a_new_registration(
-    worked: OnWorker, tmp_path: Path
-) -> None:
+def test_a_second_folder_on_the_same_prefect_is_refused(worked: OnWorker, tmp_path: Path) -> None:
+    before = worked.deployment("rankloop-round")
+    elsewhere = Project(**vars(worked.project) | {"folder": tmp_path})
+    code, _, err = elsewhere.end(elsewhere.command("up"))
+    assert code == 2
+    assert f"this Prefect runs the rounds of {worked.project.folder}" in err
+    assert worked.deployment("rankloop-round")["updated"] == before["updated"]
+
+
+def test_a_schedule_makes_runs_ahead_and_outlives_a_new_registration(worked: OnWorker) -> None:
     cron = ("--cron", "0 6 * * 1", "--timezone", "Europe/Berlin")
     said = worked.command("schedule", "people.yaml", *cron)
     assert said.startswith(f"{NAME}: the first round begins Mon ")
@@ -224,16 +232,21 @@ def test_a_schedule_makes_runs_ahead_and_outlives_a_new_registration(
     assert first[11:16] in ("04:00", "05:00")  # six in Berlin
     names = ("rankloop-round", "watch-rankings")
     before = {name: worked.deployment(name) for name in names}
-    elsewhere = OnWorker(Project(**vars(worked.project) | {"folder": tmp_path}), worked.home)
+    for name, known in before.items():
+        older = httpx.patch(
+            f"{worked.project.prefect}/deployments/{known['id']}",
+            json={"version": "an older one"},
+            headers=given_servers.prefect_headers(),
+        )
+        assert older.is_success, (name, older.text)
     try:
-        elsewhere.command("up")  # registers anew, for the folder is another
+        worked.command("up")  # registers anew
         for name, known in before.items():
             now = worked.deployment(name)
-            assert now["version"] != known["version"]
+            assert now["version"] == known["version"]
             assert _schedules(now) == _schedules(known), name
         assert f"{NAME}: 0 6 * * 1 (Europe/Berlin)" in worked.command("schedule")
     finally:
-        worked.command("up")
         worked.hold_watcher()
     worked.command("schedule", "people.yaml", "--cron", "30 7 * * 2")  # in place of the other
     assert [_when(s) for s in worked.deployment("rankloop-round")["schedules"]] == ["30 7 * * 2"]
