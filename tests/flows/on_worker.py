@@ -57,16 +57,19 @@ class OnWorker:
         assert code == 0, out + err
         return out
 
-    def submit(self, number: int | None = None, **changes: Any) -> str:
-        """The id of a new run, as `rankloop submit people.yaml` makes it."""
-        deployment = self.deployment("rankloop-round")["id"]
-        body = {"parameters": self.parameters(number, **changes), "state": {"type": "SCHEDULED"}}
-        made = self.ask(f"/deployments/{deployment}/create_flow_run", body)
+    def submit(self) -> str:
+        """The id of a new run, as `rankloop submit people.yaml` makes it, in less time."""
+        return self.begin("rankloop-round", self.parameters())
+
+    def begin(self, name: str, parameters: Mapping[str, Any]) -> str:
+        """The id of a new run of this deployment."""
+        body = {"parameters": dict(parameters), "state": {"type": "SCHEDULED"}}
+        made = self.ask(f"/deployments/{self.deployment(name)['id']}/create_flow_run", body)
         return str(made["id"])
 
-    def parameters(self, number: int | None = None, **changes: Any) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Any]:
         config = load_config(self.project.folder / "people.yaml").model_dump(mode="json")
-        return {"config": config | changes, "number": number, "folder": str(self.project.folder)}
+        return {"config": config, "number": None, "folder": str(self.project.folder)}
 
     def watch(self, silent_s: float = 600.0) -> dict[str, list[str]]:
         """Run the watcher now; what it did with the runs of NAME."""
@@ -180,11 +183,12 @@ class OnWorker:
 
     def at_work(self) -> list[psutil.Process]:
         """Processes in the project's folder, the worker's own left out."""
-        found, worker = [], self.process("worker")
+        found, worker = [], server_home.recall(self.home, "worker").process
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                is_here = process.cwd() == str(self.project.folder)
-                if is_here and process.pid != worker.pid and process.status() != "zombie":
+                if process.cwd() != str(self.project.folder) or process.status() == "zombie":
+                    continue
+                if worker is None or process.pid != worker.pid:
                     found.append(process)
         return found
 

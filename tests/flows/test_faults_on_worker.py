@@ -241,3 +241,22 @@ def test_a_round_on_the_worker_survives_a_kill(
         f"{took:.1f} s"
     )
     assert_all_is_well(worked, reference, run, step)
+
+
+@pytest.mark.faults
+def test_down_ends_a_round_with_everything_and_it_goes_on_after_up(
+    worked: OnWorker, reference: Reference, note: Callable[[str], None]
+) -> None:
+    prepare(worked, reference, "reward")
+    run = worked.submit()
+    until(lambda: has_begun(worked.project, "reward", NAME))
+    until(lambda: len(worked.at_work()) > 1)  # its process, and the stage's
+    assert "worker" in worked.command("down")
+    until(lambda: not worked.at_work())
+    ended = time.monotonic()
+    finish(worked, run, "machine")
+    note(
+        f"down | reward | machine, on a worker | at its start | reward | "
+        f"{time.monotonic() - ended:.1f} s"
+    )
+    assert_all_is_well(worked, reference, run, "reward")

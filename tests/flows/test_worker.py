@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,10 @@ pytestmark = pytest.mark.timeout(900)
 def suspended(worked: OnWorker) -> str:
     """A run that was told no number, and waits for people."""
     worked.forget()
-    run = worked.submit()
+    said = worked.command("submit", "people.yaml")
+    assert said.startswith(f"{NAME} is submitted: http://127.0.0.1:")
+    run = said.split()[-1].rpartition("/")[2]
+    assert worked.run(run)["parameters"] == worked.parameters()
     worked.wait(run, "Suspended")
     return run
 
@@ -79,37 +83,40 @@ def test_another_run_of_a_round_that_waits_begins_nothing(
 
 
 @pytest.fixture(scope="module")
-def complete(
-    worked: OnWorker, suspended: str, disturbed: Mapping[str, str]
-) -> tuple[list[dict[str, list[str]]], dict[str, Any]]:
-    """What the watcher did before and after all rankings were there, and round.json then."""
+def complete(worked: OnWorker, suspended: str, disturbed: Mapping[str, str]) -> dict[str, Any]:
+    """round.json after all rankings were there; the watcher ran on the worker, as it does on its
+    schedule, before and after."""
     until(lambda: not worked.at_work())
     assert worked.answer(limit=5) == 5
-    seen = [worked.watch()]
+    assert worked.watch()["waiting"] == [f"{NAME}-000"]
+    assert worked.run(suspended)["state"]["name"] == "Suspended"
     assert worked.answer() == TASKS - 5
-    seen.append(worked.watch())
+    worked.wait(worked.begin("watch-rankings", {}), "Completed")
     worked.wait(suspended, "Completed")
-    return seen, worked.project.round(NAME)
+    return worked.project.round(NAME)
 
 
 def test_the_watcher_resumes_a_round_when_its_rankings_are_in_and_not_before(
-    worked: OnWorker, complete: tuple[list[dict[str, list[str]]], dict[str, Any]]
+    worked: OnWorker, suspended: str, complete: Mapping[str, Any]
 ) -> None:
-    nothing: dict[str, list[str]] = {"resumed": [], "waiting": [], "crashed": [], "revived": []}
-    name = f"{NAME}-000"
-    early, late = complete[0]
-    assert early == nothing | {"waiting": [name]}
-    assert late == nothing | {"resumed": [name]}
+    """Once somebody else had resumed it, too early, and once it did."""
+    assert worked.history(suspended).count("Resuming") == 2
+    assert "people-000: resumed" in _logs_of_watchers(worked)
+
+
+def _logs_of_watchers(worked: OnWorker) -> str:
+    made = {"deployments": {"id": {"any_": [worked.deployment("watch-rankings")["id"]]}}}
+    return "".join(worked.logs(run["id"]) for run in worked.ask("/flow_runs/filter", made))
 
 
 def test_a_round_that_waited_makes_what_one_does_that_never_did(
     worked: OnWorker,
-    complete: tuple[list[dict[str, list[str]]], dict[str, Any]],
+    complete: Mapping[str, Any],
     undisturbed: Path,
 ) -> None:
     """Everything is in the store already, made by the command in its own process from the answers
     of a simulated labeler; only the report names the run."""
-    document = complete[1]
+    document = complete
     assert (document["status"], document["error"]) == ("complete", None)
     made = {name for name in STAGES if not document["stages"][name]["reused"]}
     assert made <= {"report"}
@@ -120,7 +127,7 @@ def test_a_round_that_waited_makes_what_one_does_that_never_did(
 
 
 def test_a_retry_from_the_dashboard_stays_at_the_round_that_the_run_began(
-    worked: OnWorker, suspended: str, complete: tuple[Any, ...]
+    worked: OnWorker, suspended: str, complete: Mapping[str, Any]
 ) -> None:
     report = (worked.project.round_folder(NAME) / "report.html").read_bytes()
     worked.set_state(suspended, "SCHEDULED", "AwaitingRetry")
@@ -137,7 +144,7 @@ def test_a_retry_from_the_dashboard_stays_at_the_round_that_the_run_began(
 
 
 def test_after_a_complete_round_the_next_begins_and_what_is_cancelled_stays_so(
-    worked: OnWorker, complete: tuple[Any, ...]
+    worked: OnWorker, complete: Mapping[str, Any]
 ) -> None:
     run = worked.submit()
     until(lambda: worked.project.round(NAME, 1).get("step") == "completions")
@@ -146,8 +153,14 @@ def test_after_a_complete_round_the_next_begins_and_what_is_cancelled_stays_so(
     until(lambda: not worked.at_work())
     assert worked.run(run)["name"] == f"{NAME}-001"
     assert worked.project.round(NAME, 1)["status"] == "interrupted"
-    again = worked.submit()
+    before = {each["id"] for each in worked.runs()}
+    follower = worked.project.command("submit", "people.yaml", "--follow")
+    (again,) = until(lambda: {each["id"] for each in worked.runs()} - before)
     worked.wait(again, "Suspended")
+    follower.send_signal(signal.SIGINT)
+    code, out, err = worked.project.end(follower)
+    assert (code, err) == (0, "")
+    assert "the run goes on; `rankloop status` tells how it is" in out
     assert worked.project.round(NAME, 1)["flow_runs"] == [run, again]
     until(lambda: not worked.at_work())
     worked.set_state(again, "CANCELLING")  # no process is at work
@@ -181,10 +194,8 @@ def test_after_a_complete_round_the_next_begins_and_what_is_cancelled_stays_so(
 def test_wrong_parameters_are_refused_before_a_run_exists(
     worked: OnWorker, wrong: dict[str, Any]
 ) -> None:
-    before = len(worked.runs())
-    deployment = worked.deployment("rankloop-round")["id"]
-    body = {"parameters": worked.parameters() | wrong}
-    code, said = refused(lambda: worked.ask(f"/deployments/{deployment}/create_flow_run", body))
+    before, given = len(worked.runs()), worked.parameters() | wrong
+    code, said = refused(lambda: worked.begin("rankloop-round", given))
     assert code in (409, 422), said
     assert len(worked.runs()) == before
 
@@ -297,7 +308,7 @@ def test_the_api_asks_for_the_password(worked: OnWorker, path: str, access: str)
 
 
 def test_no_secret_is_in_a_parameter_a_log_or_an_artifact(
-    worked: OnWorker, complete: tuple[Any, ...]
+    worked: OnWorker, complete: Mapping[str, Any]
 ) -> None:
     """Prefect's database holds all three."""
     access, account = server_home.prefect_access(worked.home), server_home.account(worked.home)
