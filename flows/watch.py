@@ -39,7 +39,7 @@ _WATCHES_WITHIN = timedelta(hours=2)
 
 @flow(name=WATCH, flow_run_name="watch", retries=0, log_prints=False)
 def watch_rankings(
-    begins_within_s: float = 120.0, starts_within_s: float = 600.0
+    begins_within_s: float = 120.0, starts_within_s: float = 600.0, crashed_for_s: float = 30.0
 ) -> dict[str, list[str]]:
     """Look at every round: resume those whose rankings are in, keep snapshots of what people have
     ranked, mark runs as crashed whose process is gone, and let them go on.
@@ -48,6 +48,8 @@ def watch_rankings(
         begins_within_s: Seconds after which a run that says it runs must have taken its round, or
             its process is gone.
         starts_within_s: Seconds after which a run that the worker took must have said that it runs.
+        crashed_for_s: Seconds for which a crashed run is left alone: the worker tells of a crash
+            twice, some seconds apart, and the second time would end the run that was begun again.
     """
     hear_our_loggers()
     done: dict[str, list[str]] = {"resumed": [], "waiting": [], "crashed": [], "revived": []}
@@ -73,7 +75,7 @@ def watch_rankings(
 
         ended = partial(_end_if_gone, client, begins_within_s, starts_within_s)
         each((StateType.RUNNING, StateType.PENDING), ended)
-        each((StateType.CRASHED,), partial(_revive, client))
+        each((StateType.CRASHED,), partial(_revive, client, crashed_for_s))
         each((StateType.PAUSED,), partial(_resume_if_ready, client))
         _tidy_up(client)
     return done
@@ -195,13 +197,14 @@ def _status(folder: Path | None) -> str | None:
     return document.get("status")
 
 
-def _revive(client: SyncPrefectClient, run: FlowRun) -> str | None:
+def _revive(client: SyncPrefectClient, crashed_for_s: float, run: FlowRun) -> str | None:
     """Let a crashed run of a deployment go on, unless somebody else took its round over, or it
     crashes again and again."""
     found = _Round.of(run)
     if run.deployment_id is None or run.state is None or found.is_at_work():
         return None
-    if datetime.now(UTC) - run.state.timestamp > _LATELY:
+    ago = datetime.now(UTC) - run.state.timestamp
+    if ago > _LATELY or ago < timedelta(seconds=crashed_for_s):
         return None
     if found.number is not None and not is_newest(found.of_run, found.number, str(run.id)):
         return None

@@ -38,7 +38,7 @@ LABELER = SimulatedLabeler(score="rubric.py:score", noise=0.1)  # as in the conf
 _WATCH = """
 import json, sys
 from flows.watch import watch_rankings
-print(json.dumps(watch_rankings(float(sys.argv[1]), float(sys.argv[1]))))
+print(json.dumps(watch_rankings(float(sys.argv[1]), float(sys.argv[1]), crashed_for_s=0.0)))
 """
 
 

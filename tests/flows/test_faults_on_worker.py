@@ -174,7 +174,6 @@ def finish(worked: OnWorker, run: str, victim: str) -> None:
             until(lambda: not worked.at_work())
             worked.answer()
         worked.watch()
-        until(lambda: worked.run(run)["state"]["name"] not in ("Suspended", "Crashed"))
 
 
 def assert_all_is_well(worked: OnWorker, reference: Reference, run: str, step: str) -> None:

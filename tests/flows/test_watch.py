@@ -52,7 +52,7 @@ def is_gone(run: FlowRun) -> bool:
 
 def goes_on(crashed: FlowRun, *states: State[Any]) -> bool:
     server = Server(crashed, list(states))
-    said = _revive(server, crashed)  # type: ignore[arg-type]
+    said = _revive(server, 30.0, crashed)  # type: ignore[arg-type]
     assert (said, server.given) in [(None, []), ("revived", [REVIVED])]
     return said is not None
 
@@ -116,21 +116,25 @@ def test_a_state_that_came_meanwhile_stays(tmp_path: Path) -> None:
     before = run(tmp_path, ago(Running(), timedelta(days=7)))
     server = Server(before.model_copy(update={"state": Completed()}))
     assert _end_if_gone(server, 120.0, 600.0, before) is None  # type: ignore[arg-type]
-    crashed = run(tmp_path, Crashed())
+    crashed = crashed_run(tmp_path)
     server = Server(crashed.model_copy(update={"state": Scheduled()}))
-    assert _revive(server, crashed) is None  # type: ignore[arg-type]
+    assert _revive(server, 30.0, crashed) is None  # type: ignore[arg-type]
     assert server.given == []
 
 
 # --- who goes on ----------------------------------------------------------------------------------
 
 
+def crashed_run(folder: Path, **how: Any) -> FlowRun:
+    return run(folder, ago(Crashed(), MINUTE), **how)
+
+
 def test_a_crashed_run_goes_on_though_it_began_no_round(tmp_path: Path) -> None:
-    assert goes_on(run(tmp_path, Crashed()))
+    assert goes_on(crashed_run(tmp_path))
 
 
 def test_a_crashed_run_goes_on_unless_another_took_its_round_over(tmp_path: Path) -> None:
-    crashed, other = run(tmp_path, Crashed()), run(tmp_path, Crashed())
+    crashed, other = crashed_run(tmp_path), crashed_run(tmp_path)
     begin(tmp_path, other, crashed)
     assert goes_on(crashed)
     begin(tmp_path, crashed, other)
@@ -138,18 +142,23 @@ def test_a_crashed_run_goes_on_unless_another_took_its_round_over(tmp_path: Path
 
 
 def test_a_run_whose_round_is_at_work_is_not_begun_a_second_time(tmp_path: Path) -> None:
-    crashed = run(tmp_path, Crashed())
+    crashed = crashed_run(tmp_path)
     with FileLock(begin(tmp_path, crashed) / ".lock"):
         assert not goes_on(crashed)
     assert goes_on(crashed)
 
 
+def test_a_run_that_crashed_just_now_is_left_to_its_worker_for_a_while(tmp_path: Path) -> None:
+    assert not goes_on(run(tmp_path, Crashed()))
+    assert goes_on(run(tmp_path, ago(Crashed(), timedelta(seconds=40))))
+
+
 def test_a_run_of_the_command_is_not_begun_by_the_worker(tmp_path: Path) -> None:
-    assert not goes_on(run(tmp_path, Crashed(), deployed=False))
+    assert not goes_on(crashed_run(tmp_path, deployed=False))
 
 
 def test_a_run_that_crashes_again_and_again_stays_crashed(tmp_path: Path) -> None:
-    crashed = run(tmp_path, Crashed())
+    crashed = crashed_run(tmp_path)
     revived = Scheduled(name=REVIVED)
     assert goes_on(crashed, *(revived, Crashed()) * (_REVIVED_AT_MOST - 1))
     assert not goes_on(crashed, *(revived, Crashed()) * _REVIVED_AT_MOST)
