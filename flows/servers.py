@@ -147,8 +147,7 @@ def find_prefect(home: Path) -> PrefectServer | None:
     Raises InputError when it refuses our password.
     """
     home = home.resolve()
-    ready = any(server.ready for server in status(home) if server.name == "prefect")
-    return _prefect(home) if ready else None
+    return _prefect(home) if _is_ready(home, "prefect") else None
 
 
 def find_label_studio(home: Path) -> LabelStudioServer | None:
@@ -157,15 +156,14 @@ def find_label_studio(home: Path) -> LabelStudioServer | None:
     Raises InputError when it refuses our token.
     """
     home = home.resolve()
-    ready = any(server.ready for server in status(home) if server.name == "label_studio")
-    return _label_studio(home) if ready else None
+    return _label_studio(home) if _is_ready(home, "label_studio") else None
 
 
-def status(home: Path) -> list[ServerStatus]:
+def status(home: Path, names: Collection[Name] = NAMES) -> list[ServerStatus]:
     """How each server is now. Starts nothing; a server that does not answer is not ready."""
     home = home.resolve()
     result = []
-    for name in NAMES:
+    for name in names:
         if (given := given_servers.url(home, name)) is not None:
             answer = embedded.get(
                 f"{given}/health", given_servers.prefect_headers() if name == "prefect" else {}
@@ -272,6 +270,11 @@ def _embedded_label_studio(home: Path) -> LabelStudioServer:
             f"{known.database or home / 'label-studio'}"
         )
     return LabelStudioServer(url, token, public_url=known.address.public_url or url)
+
+
+def _is_ready(home: Path, name: Name) -> bool:
+    """Asks this server alone: another that hangs is not waited for."""
+    return status(home, [name])[0].ready
 
 
 def _databases(home: Path, wanted: Collection[Name]) -> dict[Name, Database | None]:
