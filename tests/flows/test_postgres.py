@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows import databases, labels
+from flows import answers, databases, freezing, publication
 from flows.databases import Database
 from flows.servers import Servers, down, status, up
 from labeling.config import Labeling
@@ -76,7 +76,7 @@ def test_a_round_moves_there_and_both_servers_keep_what_they_hold_when_anything_
     home = tmp_path / "home"
     on_sqlite = publish_round(label_studio, tmp_path)
     rank(label_studio, on_sqlite, tasks()[0])
-    labels.look(label_studio, on_sqlite, tasks())  # which keeps a snapshot
+    answers.look(label_studio, on_sqlite, tasks())  # which keeps a snapshot
     for name in GIVEN_SERVERS:
         monkeypatch.delenv(name, raising=False)
     for server, variable in databases.VARIABLE.items():
@@ -84,7 +84,7 @@ def test_a_round_moves_there_and_both_servers_keep_what_they_hold_when_anything_
     try:
         first = up(home)
         there = client(first)
-        published = labels.publish(
+        published = publication.publish(
             there, on_sqlite.project.title, Labeling(), on_sqlite.completions, on_sqlite.folder
         )
         assert there.count(published.project).answers == 1
@@ -119,8 +119,8 @@ def test_a_round_moves_there_and_both_servers_keep_what_they_hold_when_anything_
             f"PostgreSQL label_studio@{where}/label_studio",
         ]
         assert flow_runs(home) == "[('one', 'Completed'), ('two', 'Completed')]"
-        seen = labels.look(there, published, tasks())
-        frozen = labels.freeze(published, seen.snapshot, published.folder / "labels.parquet")
+        seen = answers.look(there, published, tasks())
+        frozen = freezing.freeze(published, seen.snapshot, published.folder / "labels.parquet")
         assert {r.labeler for r in read_rankings(frozen.output)} == {ANN, BOB}
         for log in (home / "logs").iterdir():
             assert PASSWORD not in log.read_text(errors="replace")
@@ -137,7 +137,7 @@ def client(servers: Servers) -> LabelStudio:
     return LabelStudio(servers.label_studio.url, servers.label_studio.token)
 
 
-def counts_again(there: LabelStudio, published: labels.Published) -> bool:
+def counts_again(there: LabelStudio, published: publication.Published) -> bool:
     try:
         return there.count(published.project).answers == 2
     except ConnectionError:
