@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -235,7 +236,9 @@ def _status() -> None:
         if server.log and not server.ready and server.pid is not None:
             print(f"{'':<13} log: {server.log}")
     print(f"{'Worker':<13} {servers.worker_status(home)}")
-    for line in status.describe_rounds(Path.cwd() / "runs", lambda: status.label_studio(home)):
+    for line in status.describe_rounds(
+        Path.cwd() / "runs", lambda: status.label_studio(home), partial(servers.flow_run_end, home)
+    ):
         print(line)
 
 

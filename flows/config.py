@@ -122,14 +122,16 @@ class RoundConfig(BaseModel, frozen=True, extra="forbid"):
     later_rounds: LaterRounds = LaterRounds()
 
     def for_round(self, number: int) -> RoundConfig:
-        """What holds in the round: from number 1 on with `later_rounds.changes`.
+        """What holds in the round: from number 1 on with `later_rounds.changes`, and completions
+        are drawn with another seed, or nobody would see anything new where prompts come again.
 
         Raises:
             ValidationError: a change is of no field, or not allowed there.
         """
-        if number == 0 or not self.later_rounds.changes:
+        if number == 0:
             return self
         values = self.model_dump()
+        values["sampling"]["seed"] = (self.sampling.seed + number) % 2**32
         for section, changed in self.later_rounds.changes.items():
             values[section] |= changed
         return RoundConfig.model_validate(values)

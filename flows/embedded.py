@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flows import processes
 from flows.databases import Database
@@ -263,6 +263,18 @@ def get(url: str, headers: dict[str, str] | None = None, timeout_s: float = 5.0)
         return error.code
     except (OSError, ValueError):
         return None
+
+
+def get_json(url: str, headers: dict[str, str]) -> dict[str, Any]:
+    """What a GET gives, or nothing when nobody answers, or something else."""
+    handlers = [urllib.request.ProxyHandler({})] if is_this_machine(url) else []
+    opener = urllib.request.build_opener(*handlers)
+    try:
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=5) as answer:
+            found = json.load(answer)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def wait_ready(launch: Launch, process: Detached) -> int:

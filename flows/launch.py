@@ -107,7 +107,11 @@ def submit_round(config: RoundConfig, number: int | None, follow: bool, console:
     from flows import submit  # noqa: PLC0415 - imports Prefect
 
     made = submit.submit(config, number, up.prefect.ui_url)
-    console.print(f"{made.name} is submitted: {made.page}", highlight=False, soft_wrap=True)
+    console.print(
+        f"round {made.round} of {config.name} is submitted: {made.page}",
+        highlight=False,
+        soft_wrap=True,
+    )
     if not follow:
         return
     try:

@@ -312,8 +312,8 @@ def newest_report(runs: Path, name: str | None = None) -> Path:
     """
     reports = list(runs.glob(f"{name or '*'}/rounds/*/report.html"))
     if not reports:
-        there = sorted(p.name for p in runs.iterdir() if p.is_dir()) if runs.is_dir() else []
-        hint = f"; there are {', '.join(there)}" if there and name else ""
+        there = sorted({path.parents[2].name for path in runs.glob("*/rounds/*/report.html")})
+        hint = f"; there are reports of {', '.join(there)}" if there and name else ""
         raise InputError(f"no report in {runs / (name or '')}{hint}: `rankloop run` writes one")
     return max(reports, key=lambda path: path.stat().st_mtime)
 

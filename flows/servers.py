@@ -191,6 +191,21 @@ def status(home: Path, names: Collection[Name] = NAMES) -> list[ServerStatus]:
     return result
 
 
+def flow_run_end(home: Path, flow_run: str) -> str | None:
+    """How a Prefect run ended (`cancelled`, …), if it did and the server tells; without Prefect's
+    client, which takes a second to load."""
+    try:
+        found = find_prefect(home)
+    except InputError:
+        return None
+    if found is None:
+        return None
+    access = given_servers.basic(found.access) if found.access else given_servers.prefect_headers()
+    state = embedded.get_json(f"{found.api_url}/flow_runs/{flow_run}", access).get("state") or {}
+    is_final = state.get("type") in ("CANCELLED", "FAILED", "CRASHED", "COMPLETED")
+    return str(state["name"]).lower() if is_final else None
+
+
 def worker_status(home: Path) -> str:
     """Whether the worker that takes submitted rounds runs, for people."""
     process = server_home.recall(home.resolve(), "worker").process

@@ -21,29 +21,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Connect = Callable[[], "LabelStudio | None"]
+Ended = Callable[[str], str | None]
 
 
-def describe_rounds(runs: Path, connect: Connect = lambda: None) -> list[str]:
+def describe_rounds(
+    runs: Path, connect: Connect = lambda: None, ended: Ended = lambda _: None
+) -> list[str]:
     """Lines for each round below `runs`: what it is at, or how it ended; of one that waits for
     people, how far they are.
 
     A round that is at work has just looked at Label Studio. Of one that is not, `connect` gives the
-    server to look at now; without one, what was seen last is told, and when that was.
+    server to look at now; without one, what was seen last is told, and when that was. `ended` says
+    how a Prefect run ended, if it did: one that waits may have been cancelled.
     """
     lines = []
     for run in sorted({path.parent.parent.parent for path in runs.glob("*/rounds/*/round.json")}):
         for path in sorted(run.glob("rounds/*/round.json")):
-            lines += _describe(path, connect)
+            lines += _describe(path, connect, ended)
         lines += _incumbent(run)
     return lines
 
 
-def _describe(path: Path, connect: Connect) -> list[str]:
+def _describe(path: Path, connect: Connect, ended: Ended) -> list[str]:
     try:
         document = json.loads(path.read_text())
         name = f"{document['name']} round {document['round']}"
         look = partial(_look, path, document, connect)
-        state, *more = _state(document, is_locked(path.parent), look)
+        state, *more = _state(document, is_locked(path.parent), look, ended)
         return [f"{name}: {state}", *(f"  {line}" for line in more)]
     except (OSError, ValueError, KeyError, TypeError) as trouble:
         return [f"{path} cannot be read ({type(trouble).__name__})"]
@@ -75,7 +79,10 @@ def label_studio(home: Path) -> LabelStudio | None:
 
 
 def _state(
-    document: dict[str, Any], is_at_work: bool, look: Callable[[], dict[str, Any] | None]
+    document: dict[str, Any],
+    is_at_work: bool,
+    look: Callable[[], dict[str, Any] | None],
+    ended: Ended,
 ) -> list[str]:
     """`complete`; `running 'reward'`; `waits for people` with what there is."""
     status, step, waiting = document["status"], document.get("step"), document.get("waiting")
@@ -91,6 +98,8 @@ def _state(
         said += f": {document['error']}"
     if not waiting:
         return [said]
+    if status == "waiting" and (end := _end(document, ended)):
+        return [f"its run is {end}, and nobody waits any more; `rankloop submit` takes it up again"]
     seen = None if is_at_work else look()
     first, *more = tally.describe(seen or waiting)
     when = "" if seen or is_at_work else f" (as of {tally.for_people(waiting['taken'])})"
@@ -98,6 +107,11 @@ def _state(
     if is_at_work or status == "waiting":  # or `watch-rankings` resumes it
         again = ""
     return [said + again, first + when, *more, f"rank at {waiting['page']}"]
+
+
+def _end(document: dict[str, Any], ended: Ended) -> str | None:
+    runs = document.get("flow_runs", [])
+    return ended(runs[-1]) if runs else None
 
 
 def _look(path: Path, document: dict[str, Any], connect: Connect) -> dict[str, Any] | None:

@@ -26,8 +26,10 @@ from prefect.states import Scheduled
 
 from flows import worker
 from flows.config import RoundConfig
+from flows.flow_runs import is_alive
+from flows.lineage import next_round
 from flows.progress import LOGGERS
-from flows.turns import round_of
+from flows.turns import round_of, take
 from labeling.errors import InputError
 from labeling.tally import describe
 
@@ -39,18 +41,28 @@ _LOG_PAGE = 200
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run on the worker: its id, its name, and its page on the dashboard."""
+    """A run on the worker: its id, its name, the round that falls to it, and its page on the
+    dashboard."""
 
     id: UUID
     name: str
+    round: int
     page: str
 
 
 def submit(config: RoundConfig, number: int | None, ui_url: str) -> Submitted:
-    """Start a round on the worker; it begins within seconds.
+    """Start a round on the worker; it begins within seconds. Without a number: the unfinished one,
+    else a new one.
 
-    Raises InputError when the deployment is not there.
+    Raises InputError when the deployment is not there, or another run is at that round.
     """
+    run_folder = Path.cwd() / "runs" / config.name
+    falls_to_it = take(run_folder, "", is_alive) if number is None else number
+    if falls_to_it is None:
+        raise InputError(
+            f"a run is at round {next_round(run_folder)} of {config.name} already, at work or "
+            "waiting for people: `rankloop status` tells how it is"
+        )
     with get_client(sync_client=True) as client:
         run = client.create_flow_run_from_deployment(
             _deployment(client).id,
@@ -58,7 +70,7 @@ def submit(config: RoundConfig, number: int | None, ui_url: str) -> Submitted:
             state=Scheduled(),
             name=config.name if number is None else f"{config.name}-{number:03d}",
         )
-    return Submitted(run.id, run.name, f"{ui_url}/runs/flow-run/{run.id}")
+    return Submitted(run.id, run.name, falls_to_it, f"{ui_url}/runs/flow-run/{run.id}")
 
 
 def _parameters(config: RoundConfig, number: int | None) -> dict[str, object]:

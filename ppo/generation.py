@@ -186,7 +186,12 @@ def sample_completions(
     seen = Counter(task.prompt.key for file in earlier for task in read_candidates(file))
     chosen = choose(read_prompts(prompts, "train"), config.prompts, config.seed, seen)
     if repeated := sum(prompt.key in seen for prompt in chosen):
-        logger.info("%d of %d prompts were sampled for in earlier rounds", repeated, len(chosen))
+        logger.warning(
+            "%d of %d prompts were sampled for in earlier rounds, for there are too few others: "
+            "give more prompts, or lower sampling.prompts",
+            repeated,
+            len(chosen),
+        )
     chosen, ids = encode_prompts(tokenizer, chosen, model, config.max_new_tokens)
     k = config.completions_per_prompt
     owners = [i for i in range(len(chosen)) for _ in range(k)]

@@ -272,7 +272,12 @@ def test_later_rounds_have_their_changes_and_share_the_rest(folder: Path) -> Non
     same = {"ppo", "sampling"}
     assert later.model_dump(exclude=same) == config.model_dump(exclude=same)
     unchanged = load(folder)
-    assert unchanged.for_round(1) is unchanged
+    first, second = unchanged.for_round(1), unchanged.for_round(2)
+    assert first.model_dump(exclude={"sampling"}) == unchanged.model_dump(exclude={"sampling"})
+    drawn = {each.sampling.seed for each in (unchanged, first, second)}
+    assert len(drawn) == 3, "people would see the same completions again"
+    own = "later_rounds: {changes: {sampling: {seed: 9}}}\n"
+    assert load(folder, BASIC + own).for_round(2).sampling.seed == 9
     assert (project_title("demo", 0), project_title("demo", 2)) == ("demo", "demo, round 2")
 
 

@@ -45,6 +45,23 @@ def stop_at_the_gate(record: RoundRecord, told: Tally) -> None:
         raise KeyboardInterrupt
 
 
+def test_a_round_whose_run_was_cancelled_waits_for_nobody(tmp_path: Path) -> None:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        RoundRecord(tmp_path, config(), flow_run="run-1") as record,
+    ):
+        record.begin("gate")
+        record.wait(stands(3, 500), PAGE)
+        record.is_suspended = True
+        raise KeyboardInterrupt
+    first, *more = describe_rounds(tmp_path, ended=lambda _: None)
+    assert first == "demo round 0: waiting at 'gate'"
+    assert f"  rank at {PAGE}" in more
+    ends = {"run-1": "cancelled"}
+    (only,) = describe_rounds(tmp_path, ended=ends.get)
+    assert only.startswith("demo round 0: its run is cancelled, and nobody waits any more")
+
+
 def test_a_round_that_waits_tells_how_far_people_are(tmp_path: Path) -> None:
     with RoundRecord(tmp_path, config()) as record:
         record.begin("gate")

@@ -31,7 +31,7 @@ def suspended(worked: OnWorker) -> str:
     """A run that was told no number, and waits for people."""
     worked.forget()
     said = worked.command("submit", "people.yaml")
-    assert said.startswith(f"{NAME} is submitted: http://127.0.0.1:")
+    assert said.startswith(f"round 0 of {NAME} is submitted: http://127.0.0.1:")
     run = said.split()[-1].rpartition("/")[2]
     assert worked.run(run)["parameters"] == worked.parameters()
     worked.wait(run, "Suspended")
