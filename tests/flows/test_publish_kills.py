@@ -24,7 +24,7 @@ import pytest
 from flows import answers, embedded, processes, publication, server_home
 from flows.embedded import free_port
 from flows.servers import Servers
-from labeling import page, publishing, snapshots
+from labeling import connection, page, publishing, snapshots
 from labeling.config import Labeling
 from labeling.label_studio import LabelStudio, Project
 from labeling.overlap import overlaps
@@ -311,7 +311,7 @@ def test_a_client_that_gives_up_on_a_slow_server_sends_nothing_twice(
 ) -> None:
     """The server is stopped in a request, and goes on with it when its client has gone."""
     project = server.client.ensure_project("slow server", "Rank them.")
-    monkeypatch.setattr(publishing, "LONG_REQUEST_S", 1.0)
+    monkeypatch.setattr(connection, "LONG_REQUEST_S", 1.0)
     with publishing_in_a_thread(server, project, tasks) as publisher:
         assert wait_for(server, project, 2 * BATCH, publisher.is_alive)
         server.signal(signal.SIGSTOP)
@@ -327,7 +327,7 @@ def test_a_locked_database_doubles_nothing(
     """The server waits for the lock and commits when its client has given up."""
     project = server.client.ensure_project("locked database", "Rank them.")
     database = sqlite3.connect(server.database, isolation_level=None)
-    monkeypatch.setattr(publishing, "LONG_REQUEST_S", 2.0)
+    monkeypatch.setattr(connection, "LONG_REQUEST_S", 2.0)
     with publishing_in_a_thread(server, project, tasks[: 2 * BATCH]) as publisher:
         assert wait_for(server, project, BATCH, publisher.is_alive)
         database.execute("BEGIN IMMEDIATE")
