@@ -154,19 +154,19 @@ def test_a_users_error_fails_the_round_at_once_and_is_written_down(
 def test_a_round_that_waits_for_people_can_be_stopped_and_says_how_to_go_on(
     project: Project, finished: tuple[dict[str, Any], str]
 ) -> None:
-    process = project.start("--labeling.simulated", "[]", "--name", "people")
+    process = project.start("--labeling.simulated", "[]", "--name", "by-people")
     try:
-        until(lambda: "publish" in project.round("people")["stages"], process)
+        until(lambda: "publish" in project.round("by-people")["stages"], process)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
     assert process.returncode == 130, err
     assert err.splitlines()[-1].endswith("goes on from there")
-    document = project.round("people")
+    document = project.round("by-people")
     assert document["status"] == "interrupted"
     assert document["stages"]["completions"]["reused"]
-    assert project.answers("people") == (TASKS, 0)
+    assert project.answers("by-people") == (TASKS, 0)
 
 
 # --- starting and stopping anywhere ---------------------------------------------------------------
