@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT = timedelta(days=2)  # runs of the watcher itself: there are 288 a day
 _REVIVED_AT_MOST, _LATELY = 5, timedelta(days=7)
+_HISTORY = timedelta(days=30)  # the machine may have been off since
 _WATCHES_WITHIN = timedelta(hours=2)
 
 
@@ -204,7 +205,7 @@ def _revive(client: SyncPrefectClient, crashed_for_s: float, run: FlowRun) -> st
     if run.deployment_id is None or run.state is None or found.is_at_work():
         return None
     ago = datetime.now(UTC) - run.state.timestamp
-    if ago > _LATELY or ago < timedelta(seconds=crashed_for_s):
+    if ago > _HISTORY or ago < timedelta(seconds=crashed_for_s):
         return None
     if found.number is not None and not is_newest(found.of_run, found.number, str(run.id)):
         return None
