@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.error
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,12 +164,13 @@ class OnWorker:
         assert found is not None
         return found
 
-    def kill(self, name: Process) -> None:
-        """`kill -9` of a server with all its processes, or of the worker alone."""
+    def kill(self, name: Process, with_processes: Sequence[psutil.Process] = ()) -> None:
+        """`kill -9` of a server with all its processes, or of the worker alone; others with it."""
         process = self.process(name)
         leader = processes.find(process)
         assert leader is not None
         family = [leader] if name == "worker" else processes.members(process)
+        family = [*family, *with_processes]
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()

@@ -126,21 +126,19 @@ def strike(worked: OnWorker, run: str, step: str, victim: str, seconds: float) -
         time.sleep(seconds)
     document = worked.project.round(NAME)
     hit = step if step in ("wait", "resumed") else str(document["step"])
-    if victim in ("process", "child", "machine"):
-        family = [p for engine in worked.of_run(run) for p in engine.children(recursive=True)]
-        if victim == "machine":
-            for name in _KILLED[victim]:
-                worked.kill(name)
-        family = family if victim == "child" else [*worked.of_run(run), *family]
-        if victim == "process":  # its children follow it
-            family[1:] = []
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        return hit if family else "nothing, it was over"
-    for name in _KILLED[victim]:
-        worked.kill(name)
-    return hit
+    engines = worked.of_run(run)
+    stages = [child for engine in engines for child in engine.children(recursive=True)]
+    # The stage follows its process, and all of a machine goes at once.
+    at_once = {"process": engines, "child": stages, "machine": [*engines, *stages]}.get(victim)
+    if victim == "machine":
+        worked.kill("worker", with_processes=engines)  # before it could tell of a crash
+    for process in at_once or ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    for name in _KILLED.get(victim, ()):
+        if (victim, name) != ("machine", "worker"):
+            worked.kill(name)
+    return hit if at_once is None or at_once else "nothing, it was over"
 
 
 def let_work(worked: OnWorker, step: str, seconds: float) -> None:
