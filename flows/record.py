@@ -92,6 +92,7 @@ class RoundRecord:
             "waiting": None,
             "killed": [],
             "flow_runs": [flow_run] if flow_run else [],
+            "noted": {},
             "seed": config.seed,
             "started": _now(),
             "finished": None,
@@ -148,7 +149,9 @@ class RoundRecord:
             self.document["addresses"] = earlier.get("addresses", {})
             if self._flow_run in before:
                 steps = earlier.get("stages", {}).items()
-                self.noted = {name: step["key"] for name, step in steps if "key" in step}
+                made = {name: step["key"] for name, step in steps if "key" in step}
+                self.noted = earlier.get("noted", {}) | made
+                self.document["noted"] = self.noted
             return
         for name in (*LINKS.values(), "report.html"):
             (self.folder / name).unlink(missing_ok=True)

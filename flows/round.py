@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
 from prefect.flow_runs import suspend_flow_run
 from prefect.results import ResultRecord
-from prefect.states import Completed
+from prefect.states import Completed, Crashed
 from pydantic import BaseModel
 
 from flows.config import RoundConfig
@@ -46,6 +46,7 @@ from flows.tasks import (
     make_stage,
     mark_killed,
     mark_left,
+    may_end_otherwise,
     promote,
     publish,
     reused,
@@ -122,6 +123,11 @@ def rankloop_round(
         if not is_deployed or round_of(runs / config.name, flow_run) == number:
             raise  # our own round, which another process of this run must not have
         return _nothing_to_do(str(taken))
+    except Exception as error:
+        if not (is_deployed and may_end_otherwise(error)):
+            raise
+        # A failed run is left alone; one that crashed goes on when the server is back.
+        return Crashed(message=f"{error}; `watch-rankings` begins it again")
 
 
 def _follow(

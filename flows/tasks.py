@@ -58,7 +58,11 @@ _ARTIFACT_EVERY_S = 3.0
 def can_help(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     """Whether another try of a task can end otherwise. A wrong input, config or user function
     stays wrong; a killed process or a server that was away may not be so again."""
-    error = state.data
+    return may_end_otherwise(state.data)
+
+
+def may_end_otherwise(error: Any) -> bool:
+    """Whether another try can end otherwise than with this error."""
     if isinstance(error, StageError):
         return error.retriable
     return isinstance(error, BaseException) and may_pass(error)

@@ -156,7 +156,7 @@ def test_an_account_made_for_answers_logs_in_after_the_servers_own_command(
     assert not logs_in()
     subprocess.run(
         (
-            str(embedded._label_studio_binary()),
+            str(embedded.label_studio_binary()),
             "reset_password",
             *("--data-dir", str(servers_home / "label-studio")),
             *("--username", email, "--password", password),
