@@ -132,7 +132,7 @@ def test_the_newest_report_is_found_by_name_by_config_and_without(
         assert capsys.readouterr().out.strip() == str(
             tmp_path / "runs" / name / "rounds" / "000" / "report.html"
         )
-    with pytest.raises(InputError, match="there are early, late"):
+    with pytest.raises(InputError, match="there are reports of early, late"):
         record.newest_report(tmp_path / "runs", "lost")
 
 
