@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,7 +105,17 @@ class Project:
             {"Content-Type": "application/json", **given_servers.prefect_headers()},
         )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=30) as answer:
+        for _ in range(10):
+            try:
+                answer = opener.open(request, timeout=30)
+                break
+            except urllib.error.HTTPError as error:
+                if error.code != 503:  # its database is locked: its own client asks again, too
+                    raise
+                time.sleep(0.5)
+        else:
+            answer = opener.open(request, timeout=30)
+        with answer:
             return json.load(answer)
 
     def state(self, run: str) -> str:

@@ -51,8 +51,7 @@ CASES = [
     ("reward", "machine"),
 ]
 assert len(CASES) <= 25
-# In the ordinary suite; the rest is for `make faults` alone. (A kill of Prefect's server in `pairs`
-# failed once in six runs, and the cause is not known.)
+# In the ordinary suite; the rest is for `make faults` alone.
 HANDFUL = [("ppo", "process"), ("wait", "worker")]
 
 
