@@ -200,9 +200,9 @@ def _up(config: Path | None) -> None:
 
 
 def _down() -> None:
-    from flows import servers  # noqa: PLC0415
+    from flows import servers, starting  # noqa: PLC0415
 
-    stopped = servers.down(servers.default_home())
+    stopped = starting.down(servers.default_home())
     print(f"stopped: {', '.join(stopped)}" if stopped else "nothing of ours was running")
 
 
@@ -225,19 +225,15 @@ def _invite(reset: bool) -> None:
 
 
 def _status() -> None:
-    from flows import servers, status  # noqa: PLC0415
+    from flows import server_status, servers, status  # noqa: PLC0415
 
     home = servers.default_home()
-    for server in servers.status(home):
-        state = "ready" if server.ready else "not running" if server.pid is None else "not ready"
-        memory = f", {server.memory_mb:.0f} MB" if server.memory_mb else ""
-        database = f", {server.database}" if server.database else ""
-        print(f"{server.title:<13} {state:<12} {server.url} ({server.where}{memory}{database})")
-        if server.log and not server.ready and server.pid is not None:
-            print(f"{'':<13} log: {server.log}")
-    print(f"{'Worker':<13} {servers.worker_status(home)}")
+    for line in server_status.describe_servers(home):
+        print(line)
     for line in status.describe_rounds(
-        Path.cwd() / "runs", lambda: status.label_studio(home), partial(servers.flow_run_end, home)
+        Path.cwd() / "runs",
+        lambda: status.label_studio(home),
+        partial(server_status.flow_run_end, home),
     ):
         print(line)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from flows import dry_run, embedded, given_servers, launch, memory, server_home
+from flows import asking, dry_run, given_servers, launch, memory, server_home
 from flows.check import check_inputs
 from flows.doctor_machine import existing
 from flows.dry_run import LIBRARIES_GB
@@ -100,7 +100,7 @@ def labeling_address(plans: Plans) -> Findings:
             f"{known.address.bind}{_as(known.address.public_url)}",
             f"`rankloop up --config {plans.path}` moves it",
         )
-    elif wanted.public_url and embedded.get(f"{wanted.public_url}/health") != 200:
+    elif wanted.public_url and asking.get(f"{wanted.public_url}/health") != 200:
         yield wrong(
             f"labelers' address {wanted.public_url} does not lead to Label Studio from here",
             f"start the proxy, and let it pass everything on to {known.url or 'Label Studio'}",

@@ -25,6 +25,7 @@ from flows import worker
 from flows.doctor_machine import visible_gpus
 from flows.finding import Findings, Site, age, ok, warning, wrong
 from flows.gpu import limit_name
+from flows.prefect_environment import POOL, ROUND_DEPLOYMENT, WATCH_DEPLOYMENT
 from flows.servers import PrefectServer
 
 _UP, RESTART = "`rankloop up`", "`rankloop down`, then `rankloop up`"
@@ -85,38 +86,38 @@ class Prefect:
 
 def pool(prefect: Prefect) -> Findings:
     try:
-        found = prefect.client.read_work_pool(worker.POOL)
+        found = prefect.client.read_work_pool(POOL)
     except ObjectNotFound:
-        yield wrong(f"Prefect has no work pool {worker.POOL}", f"{_UP} makes it")
+        yield wrong(f"Prefect has no work pool {POOL}", f"{_UP} makes it")
         return
-    page = f"{prefect.ui_url}/work-pools/work-pool/{worker.POOL}"
+    page = f"{prefect.ui_url}/work-pools/work-pool/{POOL}"
     if found.is_paused:
         yield wrong(
-            f"the work pool {worker.POOL} is paused, so no round begins",
+            f"the work pool {POOL} is paused, so no round begins",
             f"resume it: {page}",
         )
     elif found.concurrency_limit == 0:
-        yield wrong(f"the work pool {worker.POOL} allows 0 runs at once", f"raise it: {page}")
+        yield wrong(f"the work pool {POOL} allows 0 runs at once", f"raise it: {page}")
     elif found.type != "process":
-        yield wrong(f"the work pool {worker.POOL} is of type {found.type}, not process", ANEW)
+        yield wrong(f"the work pool {POOL} is of type {found.type}, not process", ANEW)
     else:
         limit = found.concurrency_limit
-        yield ok(f"work pool {worker.POOL}" + (f", {limit} runs at once" if limit else ""))
+        yield ok(f"work pool {POOL}" + (f", {limit} runs at once" if limit else ""))
 
 
 def worker_is_heard(prefect: Prefect) -> Findings:
     """Whether Prefect hears of this machine's worker, and of no other."""
     try:
-        prefect.client.read_work_pool(worker.POOL)
+        prefect.client.read_work_pool(POOL)
     except ObjectNotFound:
         return  # that is told; asking for its workers would say no more than "404"
-    found = prefect.client.read_workers_for_work_pool(worker.POOL)
+    found = prefect.client.read_workers_for_work_pool(POOL)
     now = datetime.now(UTC)
     last = {each.name: each.last_heartbeat_time for each in found if each.last_heartbeat_time}
     for name, heard in last.items():
         if name != worker.name() and now - heard < _SILENT:
             yield warning(
-                f"another worker, {name}, takes rounds from the pool {worker.POOL}, too",
+                f"another worker, {name}, takes rounds from the pool {POOL}, too",
                 "end it, unless it has the same files under the same paths",
             )
     ours = last.get(worker.name())
@@ -134,13 +135,13 @@ def worker_is_heard(prefect: Prefect) -> Findings:
 
 
 def deployments(prefect: Prefect) -> Findings:
-    for name in (worker.ROUND, worker.WATCH):
+    for name in (ROUND_DEPLOYMENT, WATCH_DEPLOYMENT):
         found, title = prefect.deployment(name), name.partition("/")[0]
         if found is None:
             yield wrong(f"Prefect has no deployment {title}", f"{_UP} registers it")
         elif found.paused:
             yield wrong(f"the deployment {title} is paused", f"resume it: {prefect.page(found)}")
-        elif found.work_pool_name != worker.POOL:
+        elif found.work_pool_name != POOL:
             told = f"runs in the pool {found.work_pool_name}, where our worker is not"
             yield wrong(f"the deployment {title} {told}", ANEW)
         else:

@@ -20,6 +20,7 @@ from flows import processes, server_home, worker
 from flows.config import RoundConfig
 from flows.doctor_prefect import ANEW, RESTART, Prefect
 from flows.finding import Findings, Plans, Site, age, ok, warning, wrong
+from flows.prefect_environment import ROUND_DEPLOYMENT, WATCH_DEPLOYMENT
 
 _LATE, _NEW = timedelta(minutes=2), timedelta(minutes=2)
 _WATCHED = timedelta(minutes=15)  # three of its turns
@@ -31,11 +32,11 @@ _AHEAD = timedelta(days=99)  # Prefect makes runs for 100 days
 
 def scheduled_runs(prefect: Prefect) -> Findings:
     """Whether Prefect really makes runs ahead of what is scheduled, and the worker takes them."""
-    for name in (worker.WATCH, worker.ROUND):
+    for name in (WATCH_DEPLOYMENT, ROUND_DEPLOYMENT):
         found = prefect.deployment(name)
         if found is None or found.paused:
             continue  # that is told
-        if name == worker.WATCH and not found.schedules:
+        if name == WATCH_DEPLOYMENT and not found.schedules:
             yield wrong("watch-rankings has no schedule: no round that waits is resumed", ANEW)
         for schedule in found.schedules:
             yield from _ahead(prefect, found, schedule)
@@ -100,7 +101,7 @@ def _late(prefect: Prefect, deployment: DeploymentResponse) -> Findings:
 
 def watch_works(prefect: Prefect) -> Findings:
     """Whether `watch-rankings` really ran, and to its end."""
-    found = prefect.deployment(worker.WATCH)
+    found = prefect.deployment(WATCH_DEPLOYMENT)
     if found is None:
         return
     ended = prefect.runs(
@@ -139,7 +140,7 @@ def _began(site: Site) -> datetime | None:
 
 def own_schedule(prefect: Prefect, plans: Plans) -> Findings:
     """Whether the schedule of the config's run, if there is one, has the config as it is now."""
-    found = prefect.deployment(worker.ROUND)
+    found = prefect.deployment(ROUND_DEPLOYMENT)
     now = plans.whole.model_dump(mode="json")
     for schedule in found.schedules if found else ():
         if schedule.slug != plans.whole.name:

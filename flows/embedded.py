@@ -1,5 +1,5 @@
 """The two embedded servers, Prefect and Label Studio, on SQLite: how each is started and how one
-knows that it is ready. Who starts them and when is in servers.py. Prefect listens on 127.0.0.1
+knows that it is ready. Who starts them and when is in starting.py. Prefect listens on 127.0.0.1
 alone, and asks for a password."""
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import socket
 import sqlite3
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from flows import processes
+from flows.asking import get
 from flows.databases import Database
 from flows.processes import Detached
-from labeling.addresses import LOOPBACK, THIS_MACHINE, Address, is_this_machine
+from labeling.addresses import LOOPBACK, THIS_MACHINE, Address
 from labeling.durable import put_in_place
 from labeling.errors import InputError
 
@@ -248,33 +247,6 @@ def _answers(port: int) -> bool:
     with socket.socket() as client:
         client.settimeout(0.5)
         return client.connect_ex((LOOPBACK, port)) == 0
-
-
-def get(url: str, headers: dict[str, str] | None = None, timeout_s: float = 5.0) -> int | None:
-    """HTTP status of a GET, or None when nobody answers. Proxies are left out on this machine."""
-    handlers = [urllib.request.ProxyHandler({})] if is_this_machine(url) else []
-    opener = urllib.request.build_opener(*handlers)
-    try:
-        with opener.open(
-            urllib.request.Request(url, headers=headers or {}), timeout=timeout_s
-        ) as r:
-            return int(r.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, ValueError):
-        return None
-
-
-def get_json(url: str, headers: dict[str, str]) -> dict[str, Any]:
-    """What a GET gives, or nothing when nobody answers, or something else."""
-    handlers = [urllib.request.ProxyHandler({})] if is_this_machine(url) else []
-    opener = urllib.request.build_opener(*handlers)
-    try:
-        with opener.open(urllib.request.Request(url, headers=headers), timeout=5) as answer:
-            found = json.load(answer)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def wait_ready(launch: Launch, process: Detached) -> int:

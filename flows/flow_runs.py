@@ -25,7 +25,6 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed, Scheduled
 
-ROUND, WATCH = "rankloop-round", "watch-rankings"
 REVIVED = "Revived"
 _PAGE = 200
 _FINAL = (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED)

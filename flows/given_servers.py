@@ -7,7 +7,7 @@ import base64
 import os
 from pathlib import Path
 
-from flows import embedded, server_home
+from flows import asking, server_home
 from flows.server_home import Name
 from labeling.errors import InputError, Unreachable
 
@@ -37,8 +37,8 @@ def basic(pair: str) -> dict[str, str]:
 
 def check_prefect(api_url: str) -> None:
     """Raises InputError when that Prefect cannot be reached or refuses."""
-    answer = embedded.get(f"{api_url}/health", prefect_headers(), timeout_s=15)
-    if answer == 200 and embedded.get(f"{api_url}/admin/version", prefect_headers()) == 401:
+    answer = asking.get(f"{api_url}/health", prefect_headers(), timeout_s=15)
+    if answer == 200 and asking.get(f"{api_url}/admin/version", prefect_headers()) == 401:
         answer = 401  # its health is told to everybody
     if answer != 200:
         kind = Unreachable if answer is None or answer >= 500 else InputError

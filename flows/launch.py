@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows import processes, server_home, servers
+from flows import processes, server_home, servers, starting
 from flows.check import check_inputs
 from flows.lineage import look
 from flows.plan import needed_steps
@@ -48,7 +48,7 @@ def bring_up(
     with Terminal(console):
         logger.info("starting", extra={"step": Step("servers", "begin")})
         address = named_address(labeling) if labeling else None
-        up = servers.up(home, wanted, address)
+        up = starting.up(home, wanted, address)
         if with_worker:
             _start_worker(up, home)
         seconds = time.monotonic() - clock

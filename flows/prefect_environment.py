@@ -1,5 +1,5 @@
 """What Prefect is told through the environment: in this process, in the worker, and in the rounds
-that the worker starts. No Prefect."""
+that the worker starts; and the names that it knows us by. No Prefect."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from flows.progress import LOGGERS
 from flows.servers import Servers
 
+POOL = "rankloop"
+ROUND, WATCH = "rankloop-round", "watch-rankings"  # the flows; each has a deployment of its name
+ROUND_DEPLOYMENT, WATCH_DEPLOYMENT = f"{ROUND}/{ROUND}", f"{WATCH}/{WATCH}"
 # What opens a server of others.
 _ACCESS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 

@@ -25,12 +25,14 @@ from prefect.results import ResultRecord
 from prefect.states import Completed, Crashed
 from pydantic import BaseModel
 
+from flows import dashboard
 from flows.config import RoundConfig
-from flows.flow_runs import ROUND, is_alive, is_cancelled, rename, waits
+from flows.flow_runs import is_alive, is_cancelled, rename, waits
 from flows.freezing import FrozenLabels
 from flows.gate import Pending
 from flows.lineage import Start
 from flows.plan import needed_steps, not_used
+from flows.prefect_environment import ROUND
 from flows.progress import Event, Step, hear_our_loggers
 from flows.recipe import follow
 from flows.record import RoundRecord, Taken
@@ -44,8 +46,6 @@ from flows.tasks import (
     freeze,
     gate,
     make_stage,
-    mark_killed,
-    mark_left,
     may_end_otherwise,
     promote,
     publish,
@@ -137,9 +137,9 @@ def _follow(
     record.document["addresses"]["dashboard"] = runtime.flow_run.ui_url
     record.save()
     if is_deployed:
-        mark_left(str(runtime.flow_run.id))
-    for dashboard in record.document["killed"]:
-        mark_killed(dashboard)
+        dashboard.mark_left(str(runtime.flow_run.id))
+    for page in record.document["killed"]:
+        dashboard.mark_killed(page)
     record.document["killed"] = []
     record.save()
     for line in not_used(config):

@@ -24,10 +24,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.server.schemas.schedules import CronSchedule as ServerCronSchedule
 from prefect.states import Scheduled
 
-from flows import worker
 from flows.config import RoundConfig
 from flows.flow_runs import is_alive
 from flows.lineage import next_round
+from flows.prefect_environment import ROUND_DEPLOYMENT
 from flows.progress import LOGGERS
 from flows.turns import round_of, take
 from labeling.errors import InputError
@@ -35,7 +35,7 @@ from labeling.tally import describe
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 2.0
+_POLL_S = 2.5  # a run sends its log every 2 s
 _LOG_PAGE = 200
 
 
@@ -80,10 +80,10 @@ def _parameters(config: RoundConfig, number: int | None) -> dict[str, object]:
 
 def _deployment(client: SyncPrefectClient) -> DeploymentResponse:
     try:
-        return client.read_deployment_by_name(worker.ROUND)
+        return client.read_deployment_by_name(ROUND_DEPLOYMENT)
     except ObjectNotFound:
         raise InputError(
-            f"Prefect has no deployment {worker.ROUND}: `rankloop up` registers it"
+            f"Prefect has no deployment {ROUND_DEPLOYMENT}: `rankloop up` registers it"
         ) from None
 
 
@@ -97,18 +97,18 @@ def follow(submitted: Submitted, name: str, say: Callable[[str], None]) -> State
     with get_client(sync_client=True) as client:
         while True:
             state = client.read_flow_run(submitted.id).state
+            waiting = _waiting(name, str(submitted.id)) if state and state.is_paused() else ""
+            time.sleep(_POLL_S)  # what was logged before this state has arrived then
             for line in lines.new(client):
                 say(line)
             if state is not None and state.is_final():
                 return state
-            waiting = _waiting(name, str(submitted.id)) if state and state.is_paused() else ""
             standing = f"{state.name if state else 'unknown'}"
             if standing != last:
                 say(f"the run is {standing.lower()}")
             if waiting and waiting != told:
                 say(waiting)
             last, told = standing, waiting
-            time.sleep(_POLL_S)
 
 
 class _Lines:

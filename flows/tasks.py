@@ -4,49 +4,34 @@ They call what knows no Prefect, and say what may be tried again."""
 from __future__ import annotations
 
 import logging
-import re
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar, cast
-from uuid import UUID
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from prefect import task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel
 
-from flows import answers, freezing, publication, servers
+from flows import answers, dashboard, freezing, publication, servers
 from flows.answers import Answered
 from flows.config import RoundConfig
-from flows.flow_runs import end_killed, end_tasks
 from flows.freezing import FrozenLabels
 from flows.gate import Opened, Pending, look_once, wait_for_rankings
 from flows.gpu import gpu_slot, runs_on_gpu
 from flows.history import FILE, policy_of
 from flows.lineage import Lineage
-from flows.progress import LOGGERS
 from flows.promotion import Candidate, ask_gate
 from flows.publication import Published
 from flows.retriable import may_pass
-from flows.runner import Line, StageError, StageResult, run_stage
+from flows.runner import StageError, StageResult, run_stage
 from flows.stages import Kind, Stage
 from flows.store import Store
-from flows.summary import step_rows, summary_markdown, tally_rows
 from labeling.label_studio import LabelStudio
-from labeling.tally import Tally, standing
+from labeling.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +97,7 @@ def make_stage(
     the one to stay with while it is whole."""
     places = {name: _place(stage.inputs[name], value) for name, value in inputs.items()}
     slot = gpu_slot() if runs_on_gpu(config) else None
-    home, lines = servers.default_home(), _Lines(stage.name)
+    home, lines = servers.default_home(), dashboard.Lines(stage.name)
     return _answer(run_stage(stage, config, places, home, lines, slot=slot, noted=noted))
 
 
@@ -158,7 +143,12 @@ def gate(
     known = freezing.find_frozen(frozen, published.value.completions)
     if known is not None:
         return _answer(Opened(known.rankings))
-    tell = _Waiting(config.name, on_wait)
+    show = dashboard.Rankings(config.name, frozen.parent.name)
+
+    def tell(stands: Tally, page: str) -> None:
+        on_wait(stands, page)
+        show(stands, page)
+
     if not is_suspended:
         return _answer(
             wait_for_rankings(label_studio(), published.value, config.labeling, label_studio, tell)
@@ -202,49 +192,8 @@ def promote(
 @task(task_run_name="summary", **_RETRIES)
 def summarise(document: dict[str, Any], last: Outcome[Any]) -> Answer[Summary]:
     """The round's table and its outcome, as artifacts on the dashboard; after its last step."""
-    name = _slug(document["name"])
-    rows, text = step_rows(document), summary_markdown(document)
-
-    def show() -> None:
-        create_table_artifact(rows, key=f"{name}-steps", description="Steps")
-        create_markdown_artifact(text, key=f"{name}-summary", description="Outcome")
-
-    shown(show)
+    dashboard.show_summary(document)
     return _answer(Summary())
-
-
-def mark_killed(dashboard: str) -> None:
-    """End a killed run on the dashboard. Another server than the one that it ran on does not know
-    it."""
-
-    def show() -> None:
-        with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-            run = client.read_flow_run(UUID(dashboard.rpartition("/")[2]))
-            if run.state is None or not run.state.is_final():
-                end_killed(client, run, "Killed; a later run of the round goes on.")
-
-    shown(show)
-
-
-def mark_left(flow_run: str) -> None:
-    """End what an earlier process of this run left at work on the dashboard."""
-
-    def show() -> None:
-        with get_client(sync_client=True) as client:
-            end_tasks(client, UUID(flow_run), "Killed; the run went on.")
-
-    shown(show)
-
-
-def shown(show: Callable[[], None]) -> bool:
-    """Whether the dashboard took it. A dashboard that is away ends no work: that is worth a
-    warning, whatever it is that Prefect's client raises."""
-    try:
-        show()
-    except Exception as error:
-        logger.warning("the dashboard is not told (%s); going on", type(error).__name__)
-        return False
-    return True
 
 
 def _answer(result: T) -> Answer[T]:
@@ -264,76 +213,9 @@ def _place(kind: Kind, value: Any) -> Any:
     return value.value.path if kind == "entry" else value.value.output
 
 
-def rankings_key(name: str) -> str:
-    """Of the table of rankings on the dashboard."""
-    return f"{_slug(name)}-rankings"
-
-
 def label_studio() -> LabelStudio:
     found = servers.connect(servers.default_home())
     if found is None or found.label_studio is None:
         raise ConnectionError("a server is down: `rankloop up` starts it, `rankloop status` asks")
     there = found.label_studio
     return LabelStudio(there.url, there.token, there.public_url)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
-
-
-class _Waiting:
-    """Hands on what the gate waits for, and keeps a table of it on the dashboard."""
-
-    def __init__(self, name: str, on_wait: Callable[[Tally, str], None]) -> None:
-        self._key = rankings_key(name)
-        self._on_wait = on_wait
-        self._shown_last: object = None
-
-    def __call__(self, stands: Tally, page: str) -> None:
-        self._on_wait(stands, page)
-        # The expected end alone is no news.
-        people = (stands.labelers, stands.refused, stands.wanted, stands.silent_since)
-        if people == self._shown_last:
-            return
-        self._shown_last = people
-        text = f"{'. '.join(standing(stands.document()))}. Rank at {page}"
-
-        def show() -> None:
-            create_table_artifact(tally_rows(stands), key=self._key, description=text)
-
-        shown(show)
-
-
-class _Lines:
-    """Passes a stage's log records on to `logging`, hence to terminal and dashboard, and keeps a
-    progress artifact for stages that take a while."""
-
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
-        self._artifact: UUID | None = None
-        self._last = time.monotonic()
-        self._is_shown = True
-
-    def __call__(self, line: Line) -> None:
-        ours = line.logger.partition(".")[0] in LOGGERS
-        target = logging.getLogger(line.logger if ours else f"flows.others.{line.logger}")
-        extra = {"progress": line.progress, "metrics": line.metrics}
-        target.log(line.level, line.message, extra=extra)
-        if line.progress and self._is_shown:
-            self._show(*line.progress, line.message)
-
-    def _show(self, done: int, total: int, message: str) -> None:
-        finished = done >= total and self._artifact is not None
-        if total <= 0 or (time.monotonic() - self._last < _ARTIFACT_EVERY_S and not finished):
-            return
-        self._last = time.monotonic()
-        share = 100 * min(done / total, 1.0)
-
-        def show() -> None:
-            if self._artifact is None:
-                key = f"{_slug(self._stage)}-progress"
-                self._artifact = cast(UUID, create_progress_artifact(share, key, message))
-            else:
-                update_progress_artifact(self._artifact, share, message)
-
-        self._is_shown = shown(show)  # after one failure the stage goes on without

@@ -10,22 +10,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from prefect import flow
-from prefect.artifacts import Artifact, create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from pydantic import ValidationError
 
-from flows import publication, servers, tasks
+from flows import dashboard, publication, servers, tasks
 from flows.config import RoundConfig, project_title
-from flows.flow_runs import ROUND, WATCH, end_killed, forget, revive, runs_of, times_revived
+from flows.flow_runs import end_killed, forget, revive, runs_of, times_revived
 from flows.gate import Pending, look_once
+from flows.prefect_environment import ROUND, WATCH
 from flows.progress import hear_our_loggers
 from flows.record import is_locked
-from flows.summary import tally_rows
 from flows.turns import is_newest, round_of
 from labeling.errors import InputError
 from labeling.tally import standing
@@ -155,20 +153,8 @@ def _is_ready(name: str, found: _Round) -> bool:
         return True
     stands = ". ".join(standing(seen.tally.document()))
     logger.info("%s: %s", name, stands)
-    _show(config.name, seen, stands)
+    dashboard.Rankings(config.name, found.folder.name)(seen.tally, seen.page)
     return False
-
-
-def _show(name: str, seen: Pending, stands: str) -> None:
-    key, rows = tasks.rankings_key(name), tally_rows(seen.tally)
-
-    def show() -> None:
-        known: Any = Artifact.get(key)
-        if known is None or json.loads(known.data or "null") != rows:
-            text = f"{stands}. Rank at {seen.page}"
-            create_table_artifact(rows, key=key, description=text)
-
-    tasks.shown(show)
 
 
 # --- runs whose process is gone ------------------------------------------------------------------

@@ -16,21 +16,21 @@ from hashlib import sha256
 from pathlib import Path
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
 from flows import databases, processes, server_home
 from flows.config import RoundConfig
 from flows.embedded import ROOT
+from flows.prefect_environment import POOL, ROUND_DEPLOYMENT, WATCH_DEPLOYMENT
 from flows.processes import Detached
 from flows.server_home import Known
 from labeling.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-POOL = "rankloop"
-ROUND, WATCH = "rankloop-round/rankloop-round", "watch-rankings/watch-rankings"
 PREFECT_FILE = ROOT / "infra" / "prefect.yaml"
 _READY_WITHIN_S = 90.0
 
@@ -105,8 +105,9 @@ def version(folder: Path) -> str:
 
 
 def _register(client: SyncPrefectClient, folder: Path, environment: dict[str, str]) -> None:
-    wanted = version(folder)
-    if all(registered_version(client, name) == wanted for name in (ROUND, WATCH)):
+    wanted, names = version(folder), (ROUND_DEPLOYMENT, WATCH_DEPLOYMENT)
+    known = [_find(client, name) for name in names]
+    if all(one and one.version == wanted and _is_strict(one) for one in known):
         return
     _refuse_another_folder(client, folder)
     logger.info("registering the deployments …")
@@ -128,16 +129,27 @@ def _register(client: SyncPrefectClient, folder: Path, environment: dict[str, st
         raise InputError(
             f"Prefect refuses {PREFECT_FILE}: {lines[-1] if lines else 'it does not say why'}"
         )
+    for name, before in zip(names, known, strict=True):
+        _make_strict(client, client.read_deployment_by_name(name), bool(before and before.paused))
+
+
+def _make_strict(client: SyncPrefectClient, made: DeploymentResponse, is_paused: bool) -> None:
+    """Have a parameter that the flow does not know refused, as a wrong value is; and keep paused
+    what somebody paused, which `prefect deploy` would set going."""
+    schema = {**(made.parameter_openapi_schema or {}), "additionalProperties": False}
+    update = DeploymentUpdate(parameter_openapi_schema=schema, paused=is_paused)
+    client.update_deployment(made.id, update)
+
+
+def _is_strict(deployment: DeploymentResponse) -> bool:
+    return (deployment.parameter_openapi_schema or {}).get("additionalProperties") is False
 
 
 def _refuse_another_folder(client: SyncPrefectClient, folder: Path) -> None:
     """Rounds of one Prefect are at home in one folder: two watchers would take each other's rounds
     for lost. A folder that is gone from this machine has moved."""
-    try:
-        variables = client.read_deployment_by_name(ROUND).job_variables
-    except ObjectNotFound:
-        return
-    other = str(variables.get("working_dir") or folder)
+    found = _find(client, ROUND_DEPLOYMENT)
+    other = str(found.job_variables.get("working_dir") or folder) if found else str(folder)
     if other == str(folder) or not Path(other).is_dir():
         return
     raise InputError(
@@ -148,8 +160,13 @@ def _refuse_another_folder(client: SyncPrefectClient, folder: Path) -> None:
 
 def registered_version(client: SyncPrefectClient, name: str) -> str | None:
     """None for a deployment that is not there."""
+    found = _find(client, name)
+    return found.version if found else None
+
+
+def _find(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
     try:
-        return client.read_deployment_by_name(name).version
+        return client.read_deployment_by_name(name)
     except ObjectNotFound:
         return None
 

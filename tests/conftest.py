@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flows.servers import Servers, down, up
+from flows.servers import Servers
+from flows.starting import down, up
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -13,7 +13,8 @@ from flows import databases, server_home
 from flows.databases import Database
 from flows.embedded import free_port
 from flows.server_home import Known
-from flows.servers import down, status, up
+from flows.servers import status
+from flows.starting import down, up
 from labeling.addresses import THIS_MACHINE
 from labeling.errors import InputError
 

@@ -25,6 +25,7 @@ from flows.doctor_prefect import Prefect
 from flows.finding import Finding, Plans, Site
 from flows.gpu import limit_name
 from flows.load import load_config
+from flows.prefect_environment import POOL, ROUND_DEPLOYMENT, WATCH_DEPLOYMENT
 from tests.flows.on_worker import OnWorker, until
 
 OF_THE_MACHINE = ("of disk are free", "of memory are free", "GPU", "not as pinned")
@@ -82,9 +83,9 @@ def test_a_site_with_nothing_wrong_has_no_complaint_and_no_secret(
 
 def test_a_pool_that_takes_nothing_is_wrong_and_what_waits_is_told(prefect: Prefect) -> None:
     assert is_fine(doctor_prefect.pool(prefect))
-    client, found = prefect.client, prefect.deployment(worker.ROUND)
+    client, found = prefect.client, prefect.deployment(ROUND_DEPLOYMENT)
     assert found is not None
-    client.update_work_pool(worker.POOL, WorkPoolUpdate(is_paused=True))
+    client.update_work_pool(POOL, WorkPoolUpdate(is_paused=True))
     long_ago = datetime.now(UTC) - timedelta(minutes=10)
     state = {"type": "SCHEDULED", "state_details": {"scheduled_time": long_ago.isoformat()}}
     body = {"parameters": {}, "state": state, "enforce_parameter_schema": False}
@@ -95,13 +96,13 @@ def test_a_pool_that_takes_nothing_is_wrong_and_what_waits_is_told(prefect: Pref
         assert waiting.mark == "wrong"
         assert "rankloop-round: 1 of its runs wait for the worker, the first for 10" in waiting.what
         client.delete_flow_run(late["id"])  # before the pool takes it
-        client.update_work_pool(worker.POOL, WorkPoolUpdate(is_paused=False, concurrency_limit=0))
+        client.update_work_pool(POOL, WorkPoolUpdate(is_paused=False, concurrency_limit=0))
         assert "allows 0 runs" in complaint(doctor_prefect.pool(prefect)).what
     finally:
         with contextlib.suppress(ObjectNotFound):
             client.delete_flow_run(late["id"])
         freed = {"is_paused": False, "concurrency_limit": None}
-        client.request("PATCH", f"/work_pools/{worker.POOL}", json=freed)
+        client.request("PATCH", f"/work_pools/{POOL}", json=freed)
     assert is_fine(doctor_prefect.pool(prefect))
 
 
@@ -148,7 +149,7 @@ def test_deployments_for_another_folder_are_a_warning(prefect: Prefect, tmp_path
 def test_a_deployment_that_is_paused_or_not_there_is_wrong(
     prefect: Prefect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = prefect.deployment(worker.ROUND)
+    found = prefect.deployment(ROUND_DEPLOYMENT)
     assert found is not None
     prefect.client.request("POST", f"/deployments/{found.id}/pause_deployment")
     try:
@@ -170,7 +171,7 @@ def scheduled(prefect: Prefect) -> Iterator[Plans]:
     """A config whose rounds are scheduled every Monday."""
     path = prefect.site.folder / "people.yaml"
     config = load_config(path)
-    found = prefect.deployment(worker.ROUND)
+    found = prefect.deployment(ROUND_DEPLOYMENT)
     assert found is not None
     told = {"config": config.model_dump(mode="json"), "folder": str(prefect.site.folder)}
     made = DeploymentScheduleCreate(
@@ -201,7 +202,7 @@ def test_a_schedule_that_makes_no_runs_is_wrong(
 def test_a_schedule_far_ahead_needs_no_runs_yet(
     prefect: Prefect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = prefect.deployment(worker.ROUND)
+    found = prefect.deployment(ROUND_DEPLOYMENT)
     assert found is not None
     month = (datetime.now(UTC) + timedelta(days=200)).month
     far = DeploymentScheduleCreate(
@@ -216,7 +217,7 @@ def test_a_schedule_far_ahead_needs_no_runs_yet(
 
 
 def test_a_schedule_that_is_off_is_told(prefect: Prefect, scheduled: Plans) -> None:
-    found = prefect.deployment(worker.ROUND)
+    found = prefect.deployment(ROUND_DEPLOYMENT)
     assert found is not None
     (schedule,) = found.schedules
     prefect.client.update_deployment_schedule(found.id, schedule.id, active=False)
@@ -247,7 +248,7 @@ def test_a_watcher_that_fails_or_never_ends_is_wrong(
             "watch-rankings has not ended for"
             in complaint(doctor_schedules.watch_works(prefect)).what
         )
-    found = prefect.deployment(worker.WATCH)
+    found = prefect.deployment(WATCH_DEPLOYMENT)
     assert found is not None
     later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
     state = {"type": "SCHEDULED", "state_details": {"scheduled_time": later}}

@@ -14,7 +14,8 @@ import pytest
 
 from flows import answers, databases, freezing, publication
 from flows.databases import Database
-from flows.servers import Servers, down, status, up
+from flows.servers import Servers, status
+from flows.starting import down, up
 from labeling.config import Labeling
 from labeling.errors import InputError
 from labeling.label_studio import LabelStudio

@@ -20,7 +20,9 @@ import pytest
 from flows import embedded, processes
 from flows.launch import named_address
 from flows.processes import Detached
-from flows.servers import Servers, connect, default_home, down, status, up
+from flows.server_status import describe_servers
+from flows.servers import Servers, connect, default_home, status
+from flows.starting import down, up
 from labeling.addresses import Address
 from labeling.config import Labeling
 from labeling.errors import InputError
@@ -203,6 +205,7 @@ def test_another_address_restarts_the_server_on_the_same_port_and_says_so(
     assert not psutil.pid_exists(pid)
     (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "restarted for 127.0.0.1 as https://rank.example.org" in said
+    assert any("labelers: https://rank.example.org" in line for line in describe_servers(home))
     assert up(home, address=Address()).label_studio.public_url == first.url
 
 
@@ -337,7 +340,7 @@ def test_down_ends_the_whole_group_even_after_its_leader_died(
 
 def test_two_ups_at_once_start_one_server(home: Path, stand_in: Callable[[str], None]) -> None:
     code = (
-        "import sys; from pathlib import Path; from flows.servers import up; up(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from flows.starting import up; up(Path(sys.argv[1]))"
     )
     root = Path(__file__).parents[2]
     callers = [

@@ -19,7 +19,7 @@ from prefect.settings import (
 )
 from prefect.utilities.math import clamped_poisson_interval
 
-from flows import tasks
+from flows import dashboard, tasks
 from flows.embedded import free_port
 from flows.runner import Line, StageResult
 from flows.servers import Servers
@@ -34,9 +34,9 @@ def refuse(*_: Any, **__: Any) -> None:
 def test_a_progress_artifact_that_fails_is_said_once_and_ends_no_stage(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tasks, "create_progress_artifact", refuse)
-    monkeypatch.setattr(tasks, "_ARTIFACT_EVERY_S", 0.0)
-    hear = tasks._Lines("ppo")
+    monkeypatch.setattr(dashboard, "create_progress_artifact", refuse)
+    monkeypatch.setattr(dashboard, "_ARTIFACT_EVERY_S", 0.0)
+    hear = dashboard.Lines("ppo")
     caplog.set_level(logging.INFO)
     for done in range(3):
         hear(Line(logging.INFO, "ppo.train", f"iteration {done}", (done, 3)))
@@ -48,9 +48,9 @@ def test_a_progress_artifact_that_fails_is_said_once_and_ends_no_stage(
 def test_a_summary_that_the_dashboard_does_not_take_leaves_the_round_complete(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tasks, "create_table_artifact", refuse)
-    monkeypatch.setattr(tasks, "step_rows", lambda _: [])
-    monkeypatch.setattr(tasks, "summary_markdown", lambda _: "text")
+    monkeypatch.setattr(dashboard, "create_table_artifact", refuse)
+    monkeypatch.setattr(dashboard, "step_rows", lambda _: [])
+    monkeypatch.setattr(dashboard, "summary_markdown", lambda _: "text")
     report: Any = tasks.Outcome[StageResult]
     done = tasks.summarise.fn({"name": "demo"}, report)
     assert isinstance(done, tasks.Outcome)

@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from flows import labelers
-from flows.servers import LabelStudioServer, Servers, down, status, up
+from flows.servers import LabelStudioServer, Servers, status
+from flows.starting import down, up
 from labeling import page
 from labeling.accounts import sign_in
 from labeling.addresses import Address

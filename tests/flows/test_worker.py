@@ -188,6 +188,7 @@ def test_after_a_complete_round_the_next_begins_and_what_is_cancelled_stays_so(
         {"config": {"name": "No Name", "model": "m"}},
         {"config": {"name": "people"}},
         {"number": "first"},
+        {"rounds": 2},
     ],
     ids=lambda wrong: json.dumps(wrong)[:40],
 )
@@ -233,7 +234,9 @@ def test_a_second_folder_on_the_same_prefect_is_refused(worked: OnWorker, tmp_pa
     assert worked.deployment("rankloop-round")["updated"] == before["updated"]
 
 
-def test_a_schedule_makes_runs_ahead_and_outlives_a_new_registration(worked: OnWorker) -> None:
+def test_a_schedule_makes_runs_ahead_and_outlives_a_new_registration_as_a_pause_does(
+    worked: OnWorker,
+) -> None:
     cron = ("--cron", "0 6 * * 1", "--timezone", "Europe/Berlin")
     said = worked.command("schedule", "people.yaml", *cron)
     assert said.startswith(f"{NAME}: the first round begins Mon ")
@@ -243,6 +246,7 @@ def test_a_schedule_makes_runs_ahead_and_outlives_a_new_registration(worked: OnW
     assert first[11:16] in ("04:00", "05:00")  # six in Berlin
     names = ("rankloop-round", "watch-rankings")
     before = {name: worked.deployment(name) for name in names}
+    assert [known["paused"] for known in before.values()] == [False, True]
     for name, known in before.items():
         older = httpx.patch(
             f"{worked.project.prefect}/deployments/{known['id']}",
@@ -250,15 +254,15 @@ def test_a_schedule_makes_runs_ahead_and_outlives_a_new_registration(worked: OnW
             headers=given_servers.prefect_headers(),
         )
         assert older.is_success, (name, older.text)
-    try:
-        worked.command("up")  # registers anew
-        for name, known in before.items():
-            now = worked.deployment(name)
-            assert now["version"] == known["version"]
-            assert _schedules(now) == _schedules(known), name
-        assert f"{NAME}: 0 6 * * 1 (Europe/Berlin)" in worked.command("schedule")
-    finally:
-        worked.hold_watcher()
+    worked.command("up")  # registers anew
+    for name, known in before.items():
+        now = worked.deployment(name)
+        assert (now["version"], now["paused"]) == (known["version"], known["paused"])
+        assert _schedules(now) == _schedules(known), name
+    assert f"{NAME}: 0 6 * * 1 (Europe/Berlin)" in worked.command("schedule")
+    assert f"Schedule      on           {NAME}: 0 6 * * 1 (Europe/Berlin)" in worked.command(
+        "status"
+    )
     worked.command("schedule", "people.yaml", "--cron", "30 7 * * 2")  # in place of the other
     assert [_when(s) for s in worked.deployment("rankloop-round")["schedules"]] == ["30 7 * * 2"]
     assert "not scheduled any more" in worked.command("schedule", "people.yaml", "--off")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from flows.servers import down, up
+from flows.starting import down, up
 from labeling import page
 from labeling.label_studio import LabelStudio
 from labeling.publishing import publish
