@@ -103,9 +103,9 @@ class Lines:
         self._is_shown = shown(show)  # after one failure the stage goes on without
 
 
-def mark_killed(dashboard: str) -> None:
+def mark_killed(dashboard: str) -> bool:
     """End a killed run on the dashboard. Another server than the one that it ran on does not know
-    it."""
+    it. Whether it was told."""
 
     def show() -> None:
         with get_client(sync_client=True) as client, suppress(ObjectNotFound):
@@ -113,7 +113,7 @@ def mark_killed(dashboard: str) -> None:
             if run.state is None or not run.state.is_final():
                 end_killed(client, run, "Killed; a later run of the round goes on.")
 
-    shown(show)
+    return shown(show)
 
 
 def mark_left(flow_run: str) -> None:

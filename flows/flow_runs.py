@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -23,7 +24,9 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Crashed, Scheduled
+from prefect.states import Crashed, Failed, Scheduled
+
+from labeling.errors import InputError
 
 REVIVED = "Revived"
 _PAGE = 200
@@ -48,6 +51,21 @@ def is_cancelled(flow_run: str) -> bool:
     """Whether somebody cancelled the run on the dashboard."""
     state = _state(flow_run)
     return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+class CancelledByHand(InputError):
+    """Somebody cancelled the run on the dashboard."""
+
+
+def stop_if_cancelled(flow_run: str) -> None:
+    """Whoever cancels a run on the dashboard ends it at its next step, or while it waits: a worker
+    that would kill its process may be gone, or never was.
+
+    Raises CancelledByHand. A server that is away says nothing.
+    """
+    with suppress(httpx.TransportError):
+        if is_cancelled(flow_run):
+            raise CancelledByHand("cancelled on the dashboard; what is finished is kept")
 
 
 def _state(flow_run: str) -> State[Any] | None:
@@ -87,6 +105,12 @@ def revive(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:
     was still as `run` says."""
     again: State[Any] = Scheduled(name=REVIVED, message=why)
     return _replace(client, run, again)
+
+
+def give_up(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:
+    """Let a crashed run rest as failed. Whether it was still as `run` says."""
+    ended: State[Any] = Failed(message=why)
+    return _replace(client, run, ended)
 
 
 def _replace(client: SyncPrefectClient, run: FlowRun, state: State[Any]) -> bool:

@@ -175,6 +175,8 @@ def run_rounds(config: RoundConfig, numbers: Sequence[int], console: Console) ->
     wanted: Collection[Name] = NAMES if is_ranked else ("prefect",)
     up = bring_up(console, wanted, config.labeling)
     set_prefect_environment(up)
+    from prefect.exceptions import CancelledRun  # noqa: PLC0415
+
     from flows.round import rankloop_round  # noqa: PLC0415 - imports Prefect
 
     try:
@@ -183,6 +185,8 @@ def run_rounds(config: RoundConfig, numbers: Sequence[int], console: Console) ->
                 document = rankloop_round(config, number, str(Path.cwd()))
             assert isinstance(document, dict)  # it was told its number
             _print_closing(document, console)
+    except CancelledRun as cancelled:
+        raise InputError(str(cancelled)) from None
     except httpx.TransportError as error:  # Label Studio's are told apart where they arise
         raise ConnectionError(
             f"Prefect at {up.prefect.ui_url} went away ({type(error).__name__}): start it "

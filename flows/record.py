@@ -38,6 +38,10 @@ LINKS = {
 
 
 class Taken(InputError):
+    """The round is another run's, which waits, or another process is at work on it."""
+
+
+class AtWork(Taken):
     """Another process is at work on the round."""
 
 
@@ -160,7 +164,7 @@ class RoundRecord:
         try:
             self._lock.acquire(timeout=self._patience_s)
         except Timeout:
-            raise Taken(
+            raise AtWork(
                 f"another process is at work on {self.folder}: wait for it, or give this run "
                 "another name with --name"
             ) from None

@@ -6,7 +6,6 @@ is there already, so resuming, retrying and running again are the same thing.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -16,18 +15,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
 from prefect.flow_runs import suspend_flow_run
 from prefect.results import ResultRecord
-from prefect.states import Completed, Crashed
+from prefect.states import Cancelled, Completed, Crashed
 from pydantic import BaseModel
 
 from flows import dashboard
 from flows.config import RoundConfig
-from flows.flow_runs import is_alive, is_cancelled, rename, waits
+from flows.flow_runs import CancelledByHand, is_alive, rename, stop_if_cancelled, waits
 from flows.freezing import FrozenLabels
 from flows.gate import Pending
 from flows.lineage import Start
@@ -35,7 +33,7 @@ from flows.plan import needed_steps, not_used
 from flows.prefect_environment import ROUND
 from flows.progress import Event, Step, hear_our_loggers
 from flows.recipe import follow
-from flows.record import RoundRecord, Taken
+from flows.record import AtWork, RoundRecord, Taken
 from flows.runner import StageResult
 from flows.servers import default_home
 from flows.stages import Stage
@@ -54,7 +52,6 @@ from flows.tasks import (
     summarise,
 )
 from flows.turns import round_of, take
-from labeling.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +104,21 @@ def rankloop_round(
     hear_our_loggers()
     if folder:
         os.chdir(folder)
-    is_deployed, flow_run = runtime.deployment.id is not None, str(runtime.flow_run.id)
+    is_deployed = runtime.deployment.id is not None
+    try:
+        return _take_up(config, number, str(runtime.flow_run.id), is_deployed)
+    except CancelledByHand as cancelled:
+        return Cancelled(message=str(cancelled))
+    except Exception as error:
+        if not (is_deployed and may_end_otherwise(error)):
+            raise
+        # A failed run is left alone; one that crashed goes on when the server is back.
+        return Crashed(message=f"{error}; `watch-rankings` begins it again")
+
+
+def _take_up(
+    config: RoundConfig, number: int | None, flow_run: str, is_deployed: bool
+) -> dict[str, Any] | State[Any]:
     runs = Path.cwd() / "runs"
     if number is None:
         number = take(runs / config.name, flow_run, is_alive)
@@ -120,14 +131,13 @@ def rankloop_round(
         with RoundRecord(runs, config, number, flow_run, patience, waits) as record:
             return _follow(config, number, record, is_deployed)
     except Taken as taken:
-        if not is_deployed or round_of(runs / config.name, flow_run) == number:
-            raise  # our own round, which another process of this run must not have
-        return _nothing_to_do(str(taken))
-    except Exception as error:
-        if not (is_deployed and may_end_otherwise(error)):
+        if not is_deployed:
             raise
-        # A failed run is left alone; one that crashed goes on when the server is back.
-        return Crashed(message=f"{error}; `watch-rankings` begins it again")
+        is_ours = round_of(runs / config.name, flow_run) == number
+        if is_ours and isinstance(taken, AtWork):
+            # Suspended and resumed in the middle of a step, which goes on in the process before.
+            return Crashed(message=f"{taken}; if that does not end it, `watch-rankings` goes on")
+        return _nothing_to_do(str(taken))
 
 
 def _follow(
@@ -138,9 +148,8 @@ def _follow(
     record.save()
     if is_deployed:
         dashboard.mark_left(str(runtime.flow_run.id))
-    for page in record.document["killed"]:
-        dashboard.mark_killed(page)
-    record.document["killed"] = []
+    killed = record.document["killed"]
+    record.document["killed"] = [page for page in killed if not dashboard.mark_killed(page)]
     record.save()
     for line in not_used(config):
         logger.warning(line)
@@ -227,7 +236,7 @@ class _Maker:
             message = ": ".join(part for part in (f"{name} {_SAID[event]}", line) if part)
             logger.info(message, extra={"step": step})
 
-        _stop_if_cancelled()
+        stop_if_cancelled(str(runtime.flow_run.id))
         self.record.begin(name)
         say("begin")
         try:
@@ -235,14 +244,6 @@ class _Maker:
         except BaseException:
             say("failed")
             raise
-
-
-def _stop_if_cancelled() -> None:
-    """Whoever cancels a run on the dashboard ends it at its next step at the latest: the worker
-    that would kill its process may be gone."""
-    with contextlib.suppress(httpx.TransportError):
-        if is_cancelled(str(runtime.flow_run.id)):
-            raise InputError("cancelled on the dashboard; what is finished is kept")
 
 
 def _unwrap(outcome: Any) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from prefect import task
+from prefect import runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from flows import answers, dashboard, freezing, publication, servers
 from flows.answers import Answered
 from flows.config import RoundConfig
+from flows.flow_runs import stop_if_cancelled
 from flows.freezing import FrozenLabels
 from flows.gate import Opened, Pending, look_once, wait_for_rankings
 from flows.gpu import gpu_slot, runs_on_gpu
@@ -146,6 +147,7 @@ def gate(
     show = dashboard.Rankings(config.name, frozen.parent.name)
 
     def tell(stands: Tally, page: str) -> None:
+        stop_if_cancelled(str(runtime.flow_run.id))
         on_wait(stands, page)
         show(stands, page)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from prefect import flow
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 
 from flows import dashboard, publication, servers, tasks
 from flows.config import RoundConfig, project_title
-from flows.flow_runs import end_killed, forget, revive, runs_of, times_revived
+from flows.flow_runs import end_killed, forget, give_up, revive, runs_of, times_revived
 from flows.gate import Pending, look_once
 from flows.prefect_environment import ROUND, WATCH
 from flows.progress import hear_our_loggers
@@ -54,11 +55,11 @@ def watch_rankings(
     done: dict[str, list[str]] = {"resumed": [], "waiting": [], "crashed": [], "revived": []}
     lock = FileLock(servers.default_home() / "watch.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         logger.info("another watcher is at work")
         return done
-    with lock, get_client(sync_client=True) as client:
+    with held, get_client(sync_client=True) as client:
 
         def each(types: tuple[StateType, ...], look: Callable[[FlowRun], str | None]) -> None:
             for run in runs_of(client, ROUND, *types):
@@ -168,20 +169,23 @@ def _end_if_gone(
     found = _Round.of(run)
     if run.state is None or found.is_at_work():
         return None
-    is_begun = run.state_type == StateType.RUNNING and _status(found.folder) == "running"
+    document = _document(found.folder)
+    is_begun = run.state_type == StateType.RUNNING and document.get("status") == "running"
     patience_s = begins_within_s if is_begun else starts_within_s
-    if (datetime.now(UTC) - run.state.timestamp).total_seconds() <= patience_s:
+    since = run.state.timestamp
+    if not is_begun and (ended := document.get("finished")):
+        since = max(since, datetime.fromisoformat(ended))
+    if (datetime.now(UTC) - since).total_seconds() <= patience_s:
         return None
     is_ended = end_killed(client, run, "Its process is gone; what is finished is kept.")
     return "crashed" if is_ended else None
 
 
-def _status(folder: Path | None) -> str | None:
+def _document(folder: Path | None) -> dict[str, Any]:
     try:
-        document = json.loads((folder / "round.json").read_text()) if folder else {}
+        return dict(json.loads((folder / "round.json").read_text())) if folder else {}
     except (OSError, ValueError):
-        return None
-    return document.get("status")
+        return {}
 
 
 def _revive(client: SyncPrefectClient, crashed_for_s: float, run: FlowRun) -> str | None:
@@ -196,11 +200,11 @@ def _revive(client: SyncPrefectClient, crashed_for_s: float, run: FlowRun) -> st
     if found.number is not None and not is_newest(found.of_run, found.number, str(run.id)):
         return None
     if times_revived(client, run.id, _LATELY) >= _REVIVED_AT_MOST:
-        logger.warning(
-            "%s crashed %d times in a week and is left alone: read its log, then retry it on the "
-            "dashboard, or `rankloop submit` it again",
-            run.name,
-            _REVIVED_AT_MOST + 1,
+        why = (
+            f"crashed {_REVIVED_AT_MOST + 1} times in a week and is left alone: read its log, then "
+            "retry it, or `rankloop submit` it again"
         )
+        logger.warning("%s %s", run.name, why)
+        give_up(client, run, f"It {why}.")
         return None
     return "revived" if revive(client, run, "Goes on from what is finished.") else None

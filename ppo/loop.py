@@ -176,15 +176,17 @@ def _set_back(rollout: Rollout, state: State, config: PPO, iteration: int) -> No
 
 
 def _say(row: dict[str, float], clock: _Clock, rollout: Rollout, config: PPO) -> None:
+    seconds = sum(clock.seconds.values())
     logger.info(
-        "iteration %d/%d: score %.3f, KL %.2f, entropy %.3f, %d tokens each, %.1f s",
+        "iteration %d/%d: score %.3f, KL %.2f, entropy %.3f, %d tokens each, %.1f s, %d tokens/s",
         row["iteration"],
         config.iterations,
         row["objective/scores"],
         row["objective/kl"],
         row["objective/entropy"],
         round(row["response/length"]),
-        sum(clock.seconds.values()),
+        seconds,
+        sum(rollout.sequences.response_lengths) / seconds,
         extra={"progress": (int(row["iteration"]), config.iterations), "metrics": row},
     )
 

@@ -28,7 +28,7 @@ class Server:
 
     run: FlowRun
     states: list[State[Any]] = field(default_factory=list)
-    given: list[str | None] = field(default_factory=list)
+    told: list[State[Any]] = field(default_factory=list)
 
     def read_flow_run(self, _: UUID) -> FlowRun:
         return self.run
@@ -40,7 +40,11 @@ class Server:
         return []
 
     def set_flow_run_state(self, _: UUID, state: State[Any], force: bool) -> None:
-        self.given.append(state.name)
+        self.told.append(state)
+
+    @property
+    def given(self) -> list[str | None]:
+        return [state.name for state in self.told]
 
 
 def is_gone(run: FlowRun) -> bool:
@@ -53,7 +57,7 @@ def is_gone(run: FlowRun) -> bool:
 def goes_on(crashed: FlowRun, *states: State[Any]) -> bool:
     server = Server(crashed, list(states))
     said = _revive(server, 30.0, crashed)  # type: ignore[arg-type]
-    assert (said, server.given) in [(None, []), ("revived", [REVIVED])]
+    assert (said, server.given) in [(None, []), (None, ["Failed"]), ("revived", [REVIVED])]
     return said is not None
 
 
@@ -104,6 +108,17 @@ def test_a_run_without_a_process_is_gone_when_it_had_time_to_take_its_round(
     for each, gone in ((old, True), (new, False)):
         begin(tmp_path, each)
         assert is_gone(each) is gone
+
+
+def test_a_run_that_ended_its_round_just_now_has_time_to_say_so(tmp_path: Path) -> None:
+    old = run(tmp_path, ago(Running(), timedelta(days=1)))
+    place = begin(tmp_path, old) / "round.json"
+    for ended, gone in ((9 * MINUTE, False), (11 * MINUTE, True)):
+        finished = (datetime.now(UTC) - ended).isoformat()
+        place.write_text(
+            json.dumps({"status": "complete", "flow_runs": [str(old.id)], "finished": finished})
+        )
+        assert is_gone(old) is gone
 
 
 @pytest.mark.parametrize("state", [Pending(), Running()], ids=["PENDING", "RUNNING"])
@@ -157,13 +172,24 @@ def test_a_run_of_the_command_is_not_begun_by_the_worker(tmp_path: Path) -> None
     assert not goes_on(crashed_run(tmp_path, deployed=False))
 
 
-def test_a_run_that_crashes_again_and_again_stays_crashed(tmp_path: Path) -> None:
+def test_a_run_that_crashes_again_and_again_is_not_begun_again(tmp_path: Path) -> None:
     crashed = crashed_run(tmp_path)
     revived = Scheduled(name=REVIVED)
     assert goes_on(crashed, *(revived, Crashed()) * (_REVIVED_AT_MOST - 1))
     assert not goes_on(crashed, *(revived, Crashed()) * _REVIVED_AT_MOST)
     long_ago = ago(revived, timedelta(days=8))
     assert goes_on(crashed, *[long_ago] * _REVIVED_AT_MOST)
+
+
+def test_the_last_word_of_a_run_that_is_given_up_says_what_to_do(tmp_path: Path) -> None:
+    server = Server(crashed_run(tmp_path), [Scheduled(name=REVIVED)] * _REVIVED_AT_MOST)
+    assert _revive(server, 30.0, server.run) is None  # type: ignore[arg-type]
+    (last,) = server.told
+    assert (last.name, last.message) == (
+        "Failed",
+        "It crashed 6 times in a week and is left alone: read its log, then retry it, or "
+        "`rankloop submit` it again.",
+    )
 
 
 def test_what_crashed_long_ago_is_history(tmp_path: Path) -> None:

@@ -176,6 +176,24 @@ def test_after_a_complete_round_the_next_begins_and_what_is_cancelled_stays_so(
     assert not is_locked(worked.project.round_folder(NAME, 1))
 
 
+def test_a_round_here_and_now_that_waits_can_be_cancelled_on_the_dashboard(
+    worked: OnWorker, complete: Mapping[str, Any]
+) -> None:
+    process = worked.project.command("run", "people.yaml", "--name", "here")
+    document = until(lambda: _waiting(worked, "here"))
+    run = document["flow_runs"][-1]
+    worked.set_state(run, "CANCELLING")
+    code, _, err = worked.project.end(process)
+    assert code == 2
+    assert err.endswith("cancelled on the dashboard; what is finished is kept\n")
+    assert worked.run(run)["state"]["type"] == "CANCELLED"
+
+
+def _waiting(worked: OnWorker, name: str) -> dict[str, Any] | None:
+    document = worked.project.round(name)
+    return document if document.get("waiting") else None
+
+
 # --- the form on the dashboard -------------------------------------------------------------------
 
 
