@@ -88,7 +88,10 @@ class LogProgress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        metrics = {k: float(v) for k, v in (logs or {}).items() if k in ("loss", "accuracy")}
+        logs = logs or {}
+        # The summary at the end has the mean loss, and the accuracy of the last few pairs alone.
+        names = ("loss", "accuracy") if "loss" in logs else ("train_loss",)
+        metrics = {name: float(logs[name]) for name in names if name in logs}
         if not metrics:
             return
         if not math.isfinite(metrics.get("loss", 0.0)):
@@ -97,6 +100,7 @@ class LogProgress(TrainerCallback):
                 f"{self.section}.learning_rate"
             )
         shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        shown = shown.replace("train_loss", "mean loss")
         logger.info(
             "step %d/%d: %s",
             state.global_step,
