@@ -140,7 +140,7 @@ def _resolved(config: RoundConfig, number: int | Literal["next"]) -> int:
 
     if isinstance(number, int):
         return number
-    return next_round(Path.cwd() / "runs" / config.name)
+    return next_round(Path.cwd() / "runs" / config.name, config.stop_after)
 
 
 def _console() -> Console:

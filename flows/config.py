@@ -22,6 +22,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "evaluation": Evaluation,
 }
 OPTIONAL = ("prompts", "sft", "preferences")  # without them a step is left out
+StopAfter = Literal["completions", "labels", "reward"]  # in the round's order
 # Said once at the top, they hold for every section that has the field and does not set its own.
 SHARED = ("seed", "device", "threads", "dtype", "max_new_tokens")
 
@@ -95,7 +96,7 @@ class RoundConfig(BaseModel, frozen=True, extra="forbid"):
         json_schema_extra=UNKEYED,
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
-    stop_after: Literal["completions", "labels", "reward"] | None = Field(
+    stop_after: StopAfter | None = Field(
         None,
         description="End the round, complete, after its completions, its frozen labels or its "
         "reward model. Without it the next run goes on from there.",

@@ -25,7 +25,8 @@ _DEVICED = ("sft", "sampling", "reward", "ppo", "evaluation")
 def load(site: Site, path: Path) -> Plans:
     """Raises InputError when the config, or the run's newest round, cannot be read."""
     config = load_config(path)
-    return Plans(site, path, config, next_round(site.folder / "runs" / config.name))
+    run = site.folder / "runs" / config.name
+    return Plans(site, path, config, next_round(run, config.stop_after))
 
 
 def inputs(plans: Plans) -> Findings:

@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from flows.config import RoundConfig
+from flows.config import RoundConfig, StopAfter
 from flows.store import Entry, Store, digest_of_json, write_json
 from labeling.errors import InputError
 
@@ -125,8 +125,9 @@ def look(run: Path, number: int, incumbent: Policy | None) -> Lineage:
     return Lineage(round=number, incumbent=incumbent, earlier=earlier)
 
 
-def next_round(run: Path) -> int:
-    """The round to work on now: the newest one while it is not complete, else the one after it."""
+def next_round(run: Path, stop_after: StopAfter | None) -> int:
+    """The round to work on now: the newest one while it is not complete, or was stopped before the
+    end that `stop_after` of the config sets it now; else the one after it."""
     numbers = [
         int(path.parent.name)
         for path in run.glob("rounds/[0-9]*/round.json")
@@ -135,7 +136,15 @@ def next_round(run: Path) -> int:
     if not numbers:
         return 0
     newest = max(numbers)
-    return newest + (_document(run, newest)["status"] == "complete")
+    return newest + _is_over(_document(run, newest), stop_after)
+
+
+def _is_over(document: Mapping[str, Any], stop_after: StopAfter | None) -> bool:
+    ends: list[str | None] = [None]  # it was made to its end
+    if stop_after is not None:
+        stops = get_args(StopAfter)
+        ends += stops[stops.index(stop_after) :]
+    return document["status"] == "complete" and document.get("stopped_after") in ends
 
 
 def _pinned(run: Path, number: int) -> Path:

@@ -121,7 +121,7 @@ def _take_up(
 ) -> dict[str, Any] | State[Any]:
     runs = Path.cwd() / "runs"
     if number is None:
-        number = take(runs / config.name, flow_run, is_alive)
+        number = take(runs / config.name, flow_run, config.stop_after, is_alive)
         if number is None:
             return _nothing_to_do(f"another run is at the newest round of {config.name}")
         rename(flow_run, _name(config, number))

@@ -57,11 +57,13 @@ def submit(config: RoundConfig, number: int | None, ui_url: str) -> Submitted:
     Raises InputError when the deployment is not there, or another run is at that round.
     """
     run_folder = Path.cwd() / "runs" / config.name
-    falls_to_it = take(run_folder, "", is_alive) if number is None else number
+    falls_to_it = number
+    if number is None:
+        falls_to_it = take(run_folder, "", config.stop_after, is_alive)
     if falls_to_it is None:
         raise InputError(
-            f"a run is at round {next_round(run_folder)} of {config.name} already, at work or "
-            "waiting for people: `rankloop status` tells how it is"
+            f"a run is at round {next_round(run_folder, config.stop_after)} of {config.name} "
+            "already, at work or waiting for people: `rankloop status` tells how it is"
         )
     with get_client(sync_client=True) as client:
         run = client.create_flow_run_from_deployment(

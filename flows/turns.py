@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flows.config import StopAfter
 from flows.lineage import next_round
 
 
@@ -21,16 +22,18 @@ def is_newest(run: Path, number: int, flow_run: str) -> bool:
     return _flow_runs(run).get(number, [])[-1:] == [flow_run]
 
 
-def take(run: Path, flow_run: str, is_alive: Callable[[str], bool]) -> int | None:
+def take(
+    run: Path, flow_run: str, stop_after: StopAfter | None, is_alive: Callable[[str], bool]
+) -> int | None:
     """The round that falls to a Prefect run that was told none: the one it began, else the newest
-    that is not complete, else a new one. None when that is another's, which `is_alive`: at work,
-    or waiting for people.
+    that is not complete or was stopped before `stop_after`, else a new one. None when that is
+    another's, which `is_alive`: at work, or waiting for people.
 
     Raises InputError when the newest round cannot be read.
     """
     if (own := round_of(run, flow_run)) is not None:
         return own
-    number = next_round(run)
+    number = next_round(run, stop_after)
     others = _flow_runs(run).get(number, [])
     return None if others and is_alive(others[-1]) else number
 

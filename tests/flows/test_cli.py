@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, demo, record
+from flows import cli, demo, launch, record
 from labeling.errors import InputError
 
 RANKLOOP = (sys.executable, "-m", "flows.cli")
@@ -67,6 +67,21 @@ def test_what_a_person_can_mend_is_one_line_and_exit_code_2(tmp_path: Path) -> N
         assert line.startswith("rankloop: ")
         assert expected in line
     assert not (tmp_path / ".rankloop").exists()
+
+
+def test_the_next_round_is_the_one_that_was_stopped_once_the_config_ends_it_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("name: c\nmodel: gpt2\nprompts: {path: hub/name}\n")
+    folder = tmp_path / "runs" / "c" / "rounds" / "000"
+    folder.mkdir(parents=True)
+    (folder / "round.json").write_text('{"status": "complete", "stopped_after": "labels"}')
+    begun: list[int] = []
+    monkeypatch.setattr(launch, "run_rounds", lambda _, numbers, __: begun.extend(numbers))
+    cli.main(("run", "c.yaml", "--round", "next"))
+    cli.main(("run", "c.yaml", "--round", "next", "--stop_after", "labels"))
+    assert begun == [0, 1]
 
 
 def test_wrong_commands_end_with_usage(tmp_path: Path) -> None:

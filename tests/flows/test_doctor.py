@@ -81,6 +81,17 @@ def listing(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
+def test_the_round_it_looks_at_is_the_one_that_a_run_would_go_on_with(site: Site) -> None:
+    folder = site.folder / "runs" / "desk" / "rounds" / "000"
+    folder.mkdir(parents=True)
+    stopped = {"status": "complete", "stopped_after": "labels"}
+    (folder / "round.json").write_text(json.dumps(stopped))
+    path = site.folder / "config.yaml"
+    assert doctor_config.load(site, path).number == 0
+    path.write_text(f"{CONFIG}stop_after: labels\n")
+    assert doctor_config.load(site, path).number == 1
+
+
 # --- the whole ------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flows.config import StopAfter
 from flows.lineage import Lineage, Policy, Start, begin, look, next_round
 from flows.store import Store
 from labeling.errors import InputError
@@ -106,11 +107,34 @@ def test_what_cannot_be_read_is_named(run: Path) -> None:
 
 
 def test_the_next_round_is_the_unfinished_one_or_a_new_one(run: Path) -> None:
-    assert next_round(run) == 0
+    assert next_round(run, None) == 0
     make_round(run, 0)
-    assert next_round(run) == 1
+    assert next_round(run, None) == 1
     make_round(run, 1, status="interrupted")
-    assert next_round(run) == 1
+    assert next_round(run, None) == 1
+
+
+@pytest.mark.parametrize(
+    ("stopped_after", "stop_after", "number"),
+    [
+        ("labels", None, 0),
+        ("labels", "reward", 0),
+        ("labels", "labels", 1),
+        ("labels", "completions", 1),
+        ("completions", "labels", 0),
+        ("reward", "labels", 1),
+        ("reward", None, 0),
+        (None, "labels", 1),
+    ],
+)
+def test_a_round_that_was_stopped_goes_on_once_the_config_ends_it_later(
+    run: Path, stopped_after: str | None, stop_after: StopAfter | None, number: int
+) -> None:
+    make_round(run, 0)
+    path = run / "rounds" / "000" / "round.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"stopped_after": stopped_after}))
+    assert next_round(run, stop_after) == number
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -8,19 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from flows.config import StopAfter
 from flows.turns import is_newest, round_of, take
 from labeling.errors import InputError
 
 
-def note(run: Path, number: int, status: str, *flow_runs: str) -> None:
+def note(
+    run: Path, number: int, status: str, *flow_runs: str, stopped_after: StopAfter | None = None
+) -> None:
     folder = run / "rounds" / f"{number:03d}"
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"status": status, "flow_runs": list(flow_runs)}
+    document = {"status": status, "stopped_after": stopped_after, "flow_runs": list(flow_runs)}
     (folder / "round.json").write_text(json.dumps(document))
 
 
-def taken(run: Path, flow_run: str, alive: Collection[str] = ()) -> int | None:
-    return take(run, flow_run, lambda other: other in alive)
+def taken(
+    run: Path, flow_run: str, alive: Collection[str] = (), stop_after: StopAfter | None = None
+) -> int | None:
+    return take(run, flow_run, stop_after, lambda other: other in alive)
 
 
 def test_the_first_run_of_all_takes_the_first_round(tmp_path: Path) -> None:
@@ -50,6 +55,17 @@ def test_after_a_complete_round_comes_the_next_whoever_made_it(tmp_path: Path) -
     assert taken(tmp_path, "b", alive={"a"}) == 1
     note(tmp_path, 1, "complete")  # by the command
     assert taken(tmp_path, "b") == 2
+
+
+def test_what_was_ranked_in_a_round_that_was_stopped_is_what_the_next_run_goes_on_with(
+    tmp_path: Path,
+) -> None:
+    note(tmp_path, 0, "complete", "a", stopped_after="labels")
+    assert taken(tmp_path, "b") == 0
+    assert taken(tmp_path, "b", stop_after="reward") == 0
+    assert taken(tmp_path, "b", stop_after="labels") == 1  # round after round of rankings alone
+    note(tmp_path, 0, "waiting", "a", "b")
+    assert taken(tmp_path, "c", alive={"b"}) is None
 
 
 def test_the_round_that_a_run_was_at_last_is_its_own(tmp_path: Path) -> None:
