@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from flows import history, lineage
 from flows.config import RoundConfig
 from flows.lineage import Lineage, used_data
 from flows.runner import StageResult
-from flows.store import MANIFEST, finite, write_json
+from flows.store import MANIFEST, write_json
 from labeling.errors import InputError
 from labeling.tally import Tally
 
@@ -148,7 +149,8 @@ class RoundRecord:
         labels = earlier.get("labels", {})
         if "given" not in labels:  # how labels were frozen is known only once
             self.document["labels"] = labels
-        if _lasting(earlier.get("config")) == _lasting(finite(self.document["config"])):
+        # A Prefect run keeps its parameters, whatever fields an upgrade adds to them meanwhile.
+        if before[-1:] == [self._flow_run] or _is_same(earlier.get("config"), self._config):
             self.document |= {k: v for k, v in earlier.items() if k not in self.document}
             self.document["addresses"] = earlier.get("addresses", {})
             if self._flow_run in before:
@@ -306,9 +308,14 @@ def is_locked(folder: Path) -> bool:
         return True
 
 
-def _lasting(config: Any) -> Any:
-    """The config without where the round ends, which changes nothing that was made before."""
-    return {k: v for k, v in config.items() if k != "stop_after"} if config else config
+def _is_same(earlier: Any, config: RoundConfig) -> bool:
+    """Whether the config that round.json holds is this one. Fields that it was written without have
+    their defaults, and where the round ends changes nothing that was made before."""
+    try:
+        known = RoundConfig.model_validate(earlier)
+    except ValidationError:
+        return False
+    return known.model_copy(update={"stop_after": config.stop_after}) == config
 
 
 def newest_report(runs: Path, name: str | None = None) -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import stat
 import threading
 from pathlib import Path
@@ -19,11 +20,12 @@ def config(**given: Any) -> RoundConfig:
     return RoundConfig(name="demo", model="m", prompts=Prompts(path="p"), **given)
 
 
-def finish(runs: Path) -> Path:
+def finish(runs: Path, flow_run: str = "") -> Path:
     """A complete round, with a link for each step."""
-    with RoundRecord(runs, config()) as record:
+    with RoundRecord(runs, config(), flow_run=flow_run) as record:
         record.document |= {"evaluation": {"win_rate": 0.7}, "reward": {"held_out_accuracy": 0.8}}
         record.document["labels"] = {"rankings": 3}
+        record.document["stages"] = {"prompts": {"key": "k1"}}
         record.document["addresses"] = {"report": "file:///report.html"}
         for name in set(LINKS.values()):
             (record.folder / name).symlink_to("somewhere")
@@ -112,6 +114,59 @@ def test_the_same_run_knows_what_it_made_before_and_another_does_not(tmp_path: P
         assert record.noted == {}
 
 
+def upgrade(path: Path) -> None:
+    """Make round.json one that was written before two of the config's fields came to be."""
+    document = json.loads(path.read_text())
+    del document["config"]["promotion"], document["config"]["labeling"]["public_url"]
+    path.write_text(json.dumps(document))
+
+
+def test_a_run_that_goes_on_after_an_upgrade_keeps_all_that_it_made(tmp_path: Path) -> None:
+    folder = finish(tmp_path, "run-1")
+    before = names(folder)
+    for given in ({}, {"promotion": {"min_win_rate": 0.6}}):  # a default may change, too
+        upgrade(folder / "round.json")
+        with RoundRecord(tmp_path, config(**given), flow_run="run-1") as record:
+            assert record.noted == {"prompts": "k1"}
+            assert record.document["addresses"] == {"report": "file:///report.html"}
+            assert record.document["evaluation"] == {"win_rate": 0.7}
+        assert names(folder) == before
+
+
+def test_a_field_that_an_upgrade_adds_is_no_other_config(tmp_path: Path) -> None:
+    folder = finish(tmp_path, "run-1")
+    before = names(folder)
+    upgrade(folder / "round.json")
+    with RoundRecord(tmp_path, config(), flow_run="run-2") as record:
+        assert record.document["evaluation"] == {"win_rate": 0.7}
+        assert record.noted == {}
+    assert names(folder) == before
+    upgrade(folder / "round.json")
+    given = {"promotion": {"min_win_rate": 0.6}}
+    with RoundRecord(tmp_path, config(**given), flow_run="run-3") as record:
+        assert "evaluation" not in record.document
+
+
+def test_a_config_that_is_not_understood_any_more_is_another(tmp_path: Path) -> None:
+    folder = finish(tmp_path)
+    document = json.loads((folder / "round.json").read_text())
+    document["config"]["of_an_earlier_version"] = 1
+    (folder / "round.json").write_text(json.dumps(document))
+    with RoundRecord(tmp_path, config()) as record:
+        assert "evaluation" not in record.document
+        assert record.document["labels"] == {"rankings": 3}
+    assert names(folder) == {"round.json", "labels.parquet"}
+
+
+def test_a_run_that_finds_anothers_config_in_its_round_takes_nothing_of_it(tmp_path: Path) -> None:
+    with RoundRecord(tmp_path, config(), flow_run="run-1"):
+        pass
+    with RoundRecord(tmp_path, config(seed=1), flow_run="run-2") as record:
+        record.document["stages"] = {"prompts": {"key": "k2"}}
+    with RoundRecord(tmp_path, config(), flow_run="run-1") as record:
+        assert record.noted == {}
+
+
 def kill(record: RoundRecord, dashboard: str | None) -> None:
     """What a kill leaves of the record, before or after the run's own address was written down."""
     with record:
@@ -130,6 +185,22 @@ def test_a_run_that_is_killed_before_it_tells_of_another_leaves_both_to_the_next
     kill(RoundRecord(tmp_path, config()), "http://dashboard/2")
     with RoundRecord(tmp_path, config()) as record:
         assert record.document["killed"] == ["http://dashboard/1", "http://dashboard/2"]
+
+
+def test_what_the_dashboard_could_not_be_told_is_left_to_the_next_run_however_this_one_ends(
+    tmp_path: Path,
+) -> None:
+    for number in (1, 2):
+        kill(RoundRecord(tmp_path, config(), flow_run=f"run-{number}"), f"http://d/run-{number}")
+    with RoundRecord(tmp_path, config(), flow_run="run-3") as record:
+        assert record.document["killed"] == ["http://d/run-1", "http://d/run-2"]
+        record.document["killed"] = ["http://d/run-2"]  # the server was away
+        record.save()
+    with RoundRecord(tmp_path, config(seed=1), flow_run="run-4") as record:
+        assert record.document["killed"] == ["http://d/run-2"]
+        record.document["killed"] = []
+    with RoundRecord(tmp_path, config(), flow_run="run-5") as record:
+        assert record.document["killed"] == []
 
 
 def test_nothing_of_another_config_stands_beside_the_new_one_but_labels(tmp_path: Path) -> None:
