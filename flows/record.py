@@ -20,6 +20,7 @@ from flows.config import RoundConfig
 from flows.lineage import Lineage, used_data
 from flows.runner import StageResult
 from flows.store import MANIFEST, write_json
+from labeling.durable import put_in_place
 from labeling.errors import InputError
 from labeling.tally import Tally
 
@@ -296,7 +297,7 @@ class RoundRecord:
     def _copy(self, source: Path, name: str) -> None:
         partial = self.folder / f".{name}.partial"
         shutil.copyfile(source, partial)
-        os.replace(partial, self.folder / name)
+        put_in_place(partial, self.folder / name)
 
 
 def is_locked(folder: Path) -> bool:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.config import RoundConfig
+from flows.record import RoundRecord
+from flows.runner import StageResult
 from flows.store import Store, write_json
 from labeling.records import Ranking, write_rankings
 
@@ -59,3 +62,19 @@ def test_all_of_an_entry_is_on_the_disk_before_it_is_one(
     parts = ("", "policy", "policy/weights", "manifest.json", "timings.json")
     assert set(before) == {inode(entry / part) for part in parts}
     assert (name, last) == ("key", inode(entry.parent))
+
+
+def test_the_rounds_copy_of_its_report_is_on_the_disk_before_its_name(
+    tmp_path: Path, reached: list[int | str]
+) -> None:
+    store = Store(tmp_path / "store")
+    (store.begin("report", "key") / "report.html").write_text("report")
+    manifest = {"metrics": {}, "device": "cpu", "commit": None, "libraries": {}}
+    entry = store.finish("report", "key", manifest, {"seconds": 1.0}).path
+    made = StageResult("report", "key", entry, entry / "report.html", False, 1.0, 1.0, {})
+    with RoundRecord(tmp_path, RoundConfig(name="demo", model="m")) as record:
+        reached.clear()
+        record.add(made, "")
+        copy = record.folder / "report.html"
+        assert copy.read_text() == "report"
+        assert reached[:3] == [inode(copy), "report.html", inode(record.folder)]
