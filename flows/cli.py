@@ -151,7 +151,7 @@ def _console() -> Console:
 
 
 def _report(run: str | None) -> None:
-    from flows.record import newest_report  # noqa: PLC0415
+    from flows.round_folder import newest_report  # noqa: PLC0415
 
     print(newest_report(Path.cwd() / "runs", None if run is None else _name(run)))
 

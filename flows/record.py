@@ -1,12 +1,10 @@
-"""What a person looks for in `runs/<name>/rounds/NNN/`: round.json, the report, links into the
-store."""
+"""round.json: what a round is at, what it is made of and what came of it. Written by the process
+that is at work on the round."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,28 +13,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from flows import history, lineage
+from flows import history, lineage, round_folder
 from flows.config import RoundConfig
 from flows.lineage import Lineage, used_data
 from flows.runner import StageResult
 from flows.store import MANIFEST, write_json
-from labeling.durable import put_in_place
 from labeling.errors import InputError
 from labeling.tally import Tally
 
 logger = logging.getLogger(__name__)
-
-# The folder's name for each stage's output; `evaluate`'s is its whole entry.
-LINKS = {
-    "prompts": "prompts.parquet",
-    "sft": "initial_policy",
-    "completions": "completions.parquet",
-    "preferences": "pairs.parquet",
-    "pairs": "pairs.parquet",
-    "reward": "reward_model",
-    "ppo": "policy",
-    "evaluate": "evaluation",
-}
 
 
 class Taken(InputError):
@@ -87,7 +72,7 @@ class RoundRecord:
         self.folder = self.place(runs, config, number)
         self._look_back()  # before there is a folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / ".lock")
+        self._lock = FileLock(self.folder / round_folder.LOCK)
         self.document: dict[str, Any] = {
             "name": config.name,
             "round": number,
@@ -160,8 +145,7 @@ class RoundRecord:
                 self.noted = earlier.get("noted", {}) | made
                 self.document["noted"] = self.noted
             return
-        for name in (*LINKS.values(), "report.html"):
-            (self.folder / name).unlink(missing_ok=True)
+        round_folder.clear(self.folder)
 
     def __enter__(self) -> RoundRecord:
         try:
@@ -245,7 +229,7 @@ class RoundRecord:
             "made_seconds": round(result.made_seconds, 3),
             "reused": result.reused,
             "result": line,
-            "where": str(self._shown(result)),
+            "where": str(self._show(result)),
             "key": result.key,
             "path": str(result.path),
             "device": manifest["device"],
@@ -269,6 +253,12 @@ class RoundRecord:
         self.document["commit"] = manifest["commit"]
         self.save()
 
+    def _show(self, result: StageResult) -> Path:
+        shown = round_folder.show(self.folder, result)
+        if result.stage == "report":
+            self.document["addresses"]["report"] = shown.as_uri()
+        return shown
+
     def add_sync(self, name: str, seconds: float, reused: bool, line: str, where: str) -> None:
         self.document["stages"][name] = {
             "seconds": round(seconds, 3),
@@ -277,36 +267,6 @@ class RoundRecord:
             "where": where,
         }
         self.save()
-
-    def _shown(self, result: StageResult) -> Path:
-        """Put the stage's output where a person looks for it."""
-        if result.stage == "report":  # a copy: it is sent to others
-            self._copy(result.output, result.output.name)
-            shown = self.folder / result.output.name
-            self.document["addresses"]["report"] = shown.as_uri()
-            return shown
-        self._link(result.output, LINKS[result.stage])
-        return self.folder / LINKS[result.stage]
-
-    def _link(self, target: Path, name: str) -> None:
-        partial = self.folder / f".{name}.partial"
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(os.path.relpath(target, self.folder))
-        os.replace(partial, self.folder / name)
-
-    def _copy(self, source: Path, name: str) -> None:
-        partial = self.folder / f".{name}.partial"
-        shutil.copyfile(source, partial)
-        put_in_place(partial, self.folder / name)
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process of this host is at work on the round of this folder."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _is_same(earlier: Any, config: RoundConfig) -> bool:
@@ -317,20 +277,6 @@ def _is_same(earlier: Any, config: RoundConfig) -> bool:
     except ValidationError:
         return False
     return known.model_copy(update={"stop_after": config.stop_after}) == config
-
-
-def newest_report(runs: Path, name: str | None = None) -> Path:
-    """The report written last: of the run `name`, or of all.
-
-    Raises:
-        InputError: there is none.
-    """
-    reports = list(runs.glob(f"{name or '*'}/rounds/*/report.html"))
-    if not reports:
-        there = sorted({path.parents[2].name for path in runs.glob("*/rounds/*/report.html")})
-        hint = f"; there are reports of {', '.join(there)}" if there and name else ""
-        raise InputError(f"no report in {runs / (name or '')}{hint}: `rankloop run` writes one")
-    return max(reports, key=lambda path: path.stat().st_mtime)
 
 
 def _now() -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows import history, lineage
 from flows.config import project_title
-from flows.record import is_locked
+from flows.round_folder import is_locked
 from labeling import tally
 from labeling.errors import InputError
 

@@ -24,7 +24,7 @@ from flows.flow_runs import end_killed, forget, give_up, revive, runs_of, times_
 from flows.gate import Pending, look_once
 from flows.prefect_environment import ROUND, WATCH
 from flows.progress import hear_our_loggers
-from flows.record import is_locked
+from flows.round_folder import is_locked
 from flows.turns import is_newest, round_of
 from labeling.errors import InputError
 from labeling.tally import standing

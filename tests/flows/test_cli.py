@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, demo, launch, record
+from flows import cli, demo, launch, round_folder
 from labeling.errors import InputError
 
 RANKLOOP = (sys.executable, "-m", "flows.cli")
@@ -148,7 +148,7 @@ def test_the_newest_report_is_found_by_name_by_config_and_without(
             tmp_path / "runs" / name / "rounds" / "000" / "report.html"
         )
     with pytest.raises(InputError, match="there are reports of early, late"):
-        record.newest_report(tmp_path / "runs", "lost")
+        round_folder.newest_report(tmp_path / "runs", "lost")
 
 
 def test_every_field_is_listed(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from filelock import FileLock
 
 from flows.config import RoundConfig
-from flows.record import LINKS, RoundRecord, Taken, is_locked
+from flows.record import RoundRecord, Taken
+from flows.round_folder import LINKS, is_locked
 from labeling.config import Prompts
 from labeling.errors import InputError
 from labeling.records import Ranking, write_rankings

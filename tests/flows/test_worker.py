@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from flows import given_servers, processes, server_home
-from flows.record import is_locked
+from flows.round_folder import is_locked
 from tests.flows.miniature import STAGES, TASKS, Project
 from tests.flows.on_worker import NAME, OnWorker, refused, until
 
