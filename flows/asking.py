@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from labeling.addresses import is_this_machine
+
+# Nobody, no address, or something that does not speak HTTP or stops in the middle of it.
+_NO_ANSWER = (OSError, ValueError, HTTPException)
 
 
 def get(url: str, headers: dict[str, str] | None = None, timeout_s: float = 5.0) -> int | None:
@@ -17,7 +21,7 @@ def get(url: str, headers: dict[str, str] | None = None, timeout_s: float = 5.0)
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
-    except (OSError, ValueError):
+    except _NO_ANSWER:
         return None
 
 
@@ -26,7 +30,7 @@ def get_json(url: str, headers: dict[str, str]) -> dict[str, Any]:
     try:
         with _open(url, headers, timeout_s=5.0) as answer:
             found = json.load(answer)
-    except (OSError, ValueError):
+    except _NO_ANSWER:
         return {}
     return found if isinstance(found, dict) else {}
 
