@@ -38,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ARTIFACT_EVERY_S = 3.0
-
 
 def can_help(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     """Whether another try of a task can end otherwise. A wrong input, config or user function
