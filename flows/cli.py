@@ -232,7 +232,7 @@ def _status() -> None:
         print(line)
     for line in status.describe_rounds(
         Path.cwd() / "runs",
-        lambda: status.label_studio(home),
+        partial(servers.open_label_studio, home),
         partial(server_status.flow_run_end, home),
     ):
         print(line)

@@ -129,7 +129,6 @@ def _is_frozen(plan: Mapping[str, Planned]) -> bool:
 def _labels(config: RoundConfig, number: int, plan: Mapping[str, Planned], home: Path) -> str:
     from flows.freezing import find_frozen  # noqa: PLC0415 - the SDK takes a second
     from flows.publication import find_project  # noqa: PLC0415
-    from labeling.label_studio import LabelStudio  # noqa: PLC0415
 
     completions = plan["completions"].entry
     frozen = plan.get("freeze")
@@ -153,10 +152,9 @@ def _labels(config: RoundConfig, number: int, plan: Mapping[str, Planned], home:
     if labeling.deadline_hours is not None:
         said += f"; after {labeling.deadline_hours:g} hours {in_words(labeling.minimum)} will do"
     try:
-        server = servers.find_label_studio(home)
-        if server is None:
+        label_studio = servers.open_label_studio(home)
+        if label_studio is None:
             return f"{said}; Label Studio is not running"
-        label_studio = LabelStudio(server.url, server.token, server.public_url)
         folder = RoundRecord.place(Path.cwd() / "runs", config, number)
         project = find_project(label_studio, project_title(config.name, number), folder)
         if project is None:

@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import given_servers, servers
+from flows import servers
 from flows.config import project_title
-from labeling.errors import InputError
 
 if TYPE_CHECKING:
     from labeling.label_studio import LabelStudio
@@ -29,7 +28,7 @@ def invite(home: Path, reset: bool = False) -> tuple[str, str]:
     """
     from labeling.accounts import invite_link  # noqa: PLC0415 - loads the SDK
 
-    link = invite_link(_server(home), reset)
+    link = invite_link(servers.reach_label_studio(home), reset)
     return link, (
         "send it to your labelers: each opens it, signs up with an email and a password, and finds "
         "the tasks under Projects; whoever has the link can sign up, and --reset ends it"
@@ -42,7 +41,7 @@ def list_labelers(home: Path, runs: Path) -> list[tuple[str, ...]]:
     from labeling.accounts import accounts  # noqa: PLC0415 - loads the SDK
     from labeling.tally import by_labeler, labeler_parts  # noqa: PLC0415
 
-    server = _server(home)
+    server = servers.reach_label_studio(home)
     answers = [
         answer
         for round_ in sorted(runs.glob("*/rounds/*/round.json"))
@@ -69,17 +68,3 @@ def _answers(server: LabelStudio, round_: Path) -> list[Answer]:
     except (OSError, ValueError, KeyError, TypeError) as trouble:
         logger.warning("%s is left out (%s)", round_, type(trouble).__name__)
         return []
-
-
-def _server(home: Path) -> LabelStudio:
-    found = servers.find_label_studio(home)
-    if found is None:
-        given = given_servers.url(home, "label_studio")
-        raise InputError(
-            f"Label Studio at {given} does not answer: start it, or correct its address"
-            if given
-            else "Label Studio is not running: `rankloop up` starts it"
-        )
-    from labeling.label_studio import LabelStudio  # noqa: PLC0415 - loads the SDK
-
-    return LabelStudio(found.url, found.token, found.public_url)

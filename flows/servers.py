@@ -12,12 +12,15 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from flows import asking, given_servers, processes, server_home
 from flows.embedded import HEALTH, LOG, TITLE
 from flows.server_home import NAMES, Name
 from labeling.errors import InputError, Unreachable
+
+if TYPE_CHECKING:
+    from labeling.label_studio import LabelStudio
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +123,37 @@ def find_label_studio(home: Path) -> LabelStudioServer | None:
     """
     home = home.resolve()
     return _label_studio(home) if _is_ready(home, "label_studio") else None
+
+
+def open_label_studio(home: Path) -> LabelStudio | None:
+    """A client of Label Studio if that is ready now; Prefect may be away.
+
+    Raises InputError when it refuses our token.
+    """
+    found = find_label_studio(home)
+    if found is None:
+        return None
+    from labeling.label_studio import LabelStudio  # noqa: PLC0415 - loads the SDK
+
+    return LabelStudio(found.url, found.token, found.public_url)
+
+
+def reach_label_studio(home: Path) -> LabelStudio:
+    """A client of Label Studio.
+
+    Raises InputError when it refuses our token, and Unreachable when it is not ready.
+    """
+    if (client := open_label_studio(home)) is not None:
+        return client
+    home = home.resolve()
+    if given := given_servers.url(home, "label_studio"):
+        raise Unreachable(
+            f"Label Studio at {given} does not answer: start it, or correct its address"
+        )
+    known = server_home.recall(home, "label_studio")
+    if known.process and processes.find(known.process):
+        _check_answered("Label Studio", known.url, None)
+    raise Unreachable("Label Studio is not running: `rankloop up` starts it")
 
 
 def status(home: Path, names: Collection[Name] = NAMES) -> list[ServerStatus]:

@@ -66,18 +66,6 @@ def _incumbent(run: Path) -> list[str]:
     return [f"{run.name}: {lineage.named(known.incumbent)} is promoted{how}"]
 
 
-def label_studio(home: Path) -> LabelStudio | None:
-    """The server if it is ready; none is started.
-
-    Raises InputError when it refuses our token.
-    """
-    from flows import servers  # noqa: PLC0415
-    from labeling.label_studio import LabelStudio  # noqa: PLC0415 - loads the SDK
-
-    found = servers.find_label_studio(home)
-    return LabelStudio(found.url, found.token, found.public_url) if found else None
-
-
 def _state(
     document: dict[str, Any],
     is_at_work: bool,

@@ -214,8 +214,4 @@ def _place(kind: Kind, value: Any) -> Any:
 
 
 def label_studio() -> LabelStudio:
-    found = servers.connect(servers.default_home())
-    if found is None or found.label_studio is None:
-        raise ConnectionError("a server is down: `rankloop up` starts it, `rankloop status` asks")
-    there = found.label_studio
-    return LabelStudio(there.url, there.token, there.public_url)
+    return servers.reach_label_studio(servers.default_home())

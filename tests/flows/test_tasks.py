@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,35 @@ def test_the_retries_outlast_a_server_that_restarts() -> None:
     ]
     assert sum(least) > 20
     assert sum(delays) < 60
+
+
+# --- Label Studio ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home that nothing was started in."""
+    for name in ("PREFECT_API_URL", "LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANKLOOP_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_label_studio_is_reached_while_prefect_is_away(
+    home: Path, servers: Servers, servers_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("servers.json", "credentials.json"):
+        shutil.copy(servers_home / name, home)
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port([])}/api")
+    assert servers.label_studio is not None
+    assert tasks.label_studio().url == servers.label_studio.url
+
+
+@pytest.mark.parametrize("given", ["", "http://127.0.0.1:1"])
+def test_a_label_studio_that_is_away_is_named_and_asked_again(
+    home: Path, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_URL", given)
+    with pytest.raises(ConnectionError, match=f"^Label Studio .*{given}") as caught:
+        tasks.label_studio()
+    assert tasks.may_end_otherwise(caught.value)
