@@ -12,11 +12,20 @@ from flows.server_home import Name
 from labeling.errors import InputError, Unreachable
 
 VARIABLE = {"prefect": "PREFECT_API_URL", "label_studio": "LABEL_STUDIO_URL"}
+_KEY = {"prefect": "PREFECT_API_AUTH_STRING", "label_studio": "LABEL_STUDIO_API_KEY"}
 
 
 def url(home: Path, name: Name) -> str | None:
-    """The address in the environment, or None when the server is to be embedded."""
+    """The address in the environment, or None when the server is to be embedded.
+
+    Raises InputError for one that holds a password: addresses are shown to everybody.
+    """
     given = (os.environ.get(VARIABLE[name]) or "").rstrip("/")
+    if "@" in given:
+        raise InputError(
+            f"{VARIABLE[name]} holds a name or a password before its '@', and addresses go into "
+            f"logs and onto pages: remove it there, and put the key into {_KEY[name]}"
+        )
     ours = server_home.recall(home, name).url
     # Our own address in the environment (a flow passes it on) does not make a server foreign.
     return given if given and given.removesuffix("/api") != ours else None
