@@ -5,8 +5,12 @@ gives it back when the last process that holds it has ended. So no kill, no rest
 second home or Prefect server on this machine lets two stages share the GPU. **Prefect's global
 concurrency limit** `rankloop-gpu-<host>` says how many may run at once: 1, until an engineer raises
 it. Its slots show the dashboard that the GPU is at work. A slot is a lease, which a killed holder
-gives back within a minute; when a server was away for too long and a lease is lost, the dashboard
-shows a slot too many as free, and the file lock goes on keeping others out.
+gives back within a minute.
+
+The two may part. A server that ends after it gave a slot and before it wrote the lease down, or
+that forgets its leases, shows the slot as taken for ever: whoever has had the lock for three leases
+goes on without a slot. A lease that runs out while the server is away shows a slot as free that is
+in use: the file lock goes on keeping others out.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 LOCKS = Path("/tmp")  # all users of a machine share it, and its GPU
 _LEASE_S = 60.0  # the shortest that the server grants
+_LEAKED_AFTER_S = 3 * _LEASE_S
 _LOOK_EVERY_S = 1.0
 
 
@@ -56,22 +61,31 @@ def gpu_slot() -> Iterator[int]:
 
     Yields the lock's file descriptor: a process that inherits it holds the GPU too, for as long as
     it lives. Says in one line that it waits. Whoever waits for the slot has the lock already, and
-    whoever has both waits for nothing, so nobody waits for ever.
+    goes on without it when no stage stands behind those that are taken, so nobody waits for ever.
 
     Raises:
         httpx.TransportError, ConcurrencySlotAcquisitionError: Prefect does not answer.
     """
     name = limit_name()
-    known, lock, waiting = _limit(name), None, _Waiting(name)
+    known, waiting = _limit(name), _Waiting(name)
     with ExitStack() as held:
-        while lock is None or not _has_room(known):
-            if lock is None and (lock := _free_lock(known.limit)) is not None:
-                held.callback(os.close, lock)
-                continue
-            waiting.go_on(known.limit)
-            with contextlib.suppress(httpx.TransportError):  # the server restarts
-                known = _limit(name)
-        held.callback(_give_back, _lease(name))
+        while (lock := _free_lock(known.limit)) is None:
+            known = waiting.look_again(known)
+        held.callback(os.close, lock)
+        leaked_at = time.monotonic() + _LEAKED_AFTER_S
+        while not (has_room := _has_room(known)):
+            if time.monotonic() > leaked_at and _held_locks() <= known.limit:
+                break
+            known = waiting.look_again(known)
+        if has_room and (lease := _lease(name)) is not None:
+            held.callback(_give_back, lease)
+        else:
+            logger.warning(
+                "Prefect's limit %s shows the GPU as taken, and no stage holds it: going on "
+                "without a slot; when no stage is at work, delete the limit on the dashboard: the "
+                "next stage makes it anew",
+                name,
+            )
         waiting.end()
         yield lock
 
@@ -82,16 +96,20 @@ class _Waiting:
         self._since = time.monotonic()
         self._is_said = False
 
-    def go_on(self, limit: int) -> None:
+    def look_again(self, known: GlobalConcurrencyLimitResponse) -> GlobalConcurrencyLimitResponse:
+        """The limit as it stands a moment later."""
         if not self._is_said:
             self._is_said = True
             # A warning, because that alone every terminal and log shows at once.
             logger.warning(
                 "waiting for the GPU: it is taken (Prefect's limit %s allows %d at once)",
                 self._name,
-                limit,
+                known.limit,
             )
         time.sleep(_LOOK_EVERY_S)
+        with contextlib.suppress(httpx.TransportError):  # the server restarts
+            return _limit(self._name)
+        return known
 
     def end(self) -> None:
         if self._is_said:
@@ -114,6 +132,25 @@ def _free_lock(limit: int) -> int | None:
             os.utime(descriptor)  # programs that tidy up /tmp take old files
         return descriptor
     return None
+
+
+def _held_locks() -> int:
+    """How many are held on this machine, also those beyond a limit that was lowered since."""
+    return sum(_is_held(path) for path in LOCKS.glob("rankloop-gpu-*.lock"))
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False  # not one of ours
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _open(path: Path) -> int:
@@ -143,24 +180,29 @@ def _limit(name: str) -> GlobalConcurrencyLimitResponse:
 
 
 def _has_room(known: GlobalConcurrencyLimitResponse) -> bool:
-    """Slots may be taken though the lock is free: by a killed holder, until its lease ends, or by a
-    machine of the same name. `concurrency` would wait for up to 40 s after the end, and say
-    nothing."""
+    """Slots may be taken though the lock is free: by a killed holder, until its lease ends, by a
+    machine of the same name, or by nobody. `concurrency` would wait for up to 40 s after the end,
+    and say nothing."""
     return not known.active or known.active_slots < known.limit
 
 
-def _lease(name: str) -> ExitStack:
-    """A slot that is renewed until the stack is closed. When it cannot be renewed no stage ends:
-    the work is sound, and the lock is held."""
+def _lease(name: str) -> ExitStack | None:
+    """A slot that is renewed until the stack is closed, or None when there is none after all: a
+    server that ends while it gives one leaks it. When it cannot be renewed no stage ends: the work
+    is sound, and the lock is held."""
     lease = ExitStack()
     slot: Any = concurrency(
         name,
         occupy=1,
         lease_duration=_LEASE_S,
+        timeout_seconds=_LEAKED_AFTER_S,
         strict=True,
         raise_on_lease_renewal_failure=False,
     )
-    lease.enter_context(slot)
+    try:
+        lease.enter_context(slot)
+    except TimeoutError:
+        return None
     return lease
 
 

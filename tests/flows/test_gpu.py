@@ -11,11 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+)
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import gpu, store
@@ -180,7 +184,8 @@ def test_another_prefect_server_on_the_host_does_not_let_a_second_one_in(
     second.join(PATIENCE_S)
 
 
-def test_a_lease_that_the_server_forgot_lets_nobody_in_and_ends_no_stage(host: str) -> None:
+def test_a_lease_that_ran_out_lets_nobody_in_and_ends_no_stage(host: str) -> None:
+    """The server was away for longer than it lasts, and has given its slot back."""
     first = Stage()
     assert first.has_it.wait(PATIENCE_S)
     with get_client(sync_client=True) as client:
@@ -194,6 +199,52 @@ def test_a_lease_that_the_server_forgot_lets_nobody_in_and_ends_no_stage(host: s
         stage.join(PATIENCE_S)
         assert stage.failure is None
     assert not is_held()
+
+
+@pytest.fixture
+def leaked(host: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A limit whose slot was given without a lease: the server ended in between."""
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(
+            GlobalConcurrencyLimitCreate(name=host, limit=1, active_slots=1)
+        )
+    monkeypatch.setattr(gpu, "_LEAKED_AFTER_S", 0.3)
+    return host
+
+
+@pytest.mark.parametrize("is_ours", [False, True], ids=["an earlier stage's", "our own"])
+def test_a_slot_that_nobody_gives_back_leaves_no_gpu_idle(
+    leaked: str, is_ours: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if is_ours:  # free when it was looked at
+        monkeypatch.setattr(gpu, "_has_room", lambda _: True)
+    stage = Stage()
+    assert stage.has_it.wait(PATIENCE_S)
+    assert is_held()
+    assert caplog.text.count("going on without a slot") == 1
+    stage.go.set()
+    stage.join(PATIENCE_S)
+    assert stage.failure is None
+    assert not is_held()
+    assert limit_of(leaked) == (1, 1)
+
+
+def test_a_slot_with_a_stage_behind_it_is_waited_for(
+    leaked: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There were two, and an engineer lowered the limit while both were at work."""
+    with ExitStack() as held:
+        first, second = gpu._free_lock(2), gpu._free_lock(2)
+        assert first is not None
+        assert second is not None
+        held.callback(os.close, second)
+        os.close(first)
+        waits = Stage()
+        assert not waits.has_it.wait(1)
+    assert waits.has_it.wait(PATIENCE_S)
+    assert "going on without a slot" in caplog.text
+    waits.go.set()
+    waits.join(PATIENCE_S)
 
 
 @pytest.mark.faults
