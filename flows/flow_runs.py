@@ -14,7 +14,9 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
     FlowRunFilterEndTime,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -141,6 +143,22 @@ def forget(client: SyncPrefectClient, flow: str, older_than: timedelta) -> int:
     for run in old:
         client.delete_flow_run(run.id)
     return len(old)
+
+
+def forget_overdue(client: SyncPrefectClient, deployment: UUID) -> int:
+    """Delete the runs of a deployment that should have begun by now and did not; how many."""
+    overdue = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[deployment]),
+        state=_in(StateType.SCHEDULED),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
+    )
+    forgotten = 0
+    while page := client.read_flow_runs(flow_run_filter=overdue, limit=_PAGE):
+        for run in page:
+            with suppress(ObjectNotFound):
+                client.delete_flow_run(run.id)
+        forgotten += len(page)
+    return forgotten
 
 
 def runs_of(client: SyncPrefectClient, flow: str, *types: StateType) -> list[FlowRun]:

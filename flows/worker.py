@@ -24,6 +24,7 @@ from prefect.workers.process import ProcessWorker
 from flows import databases, processes, server_home
 from flows.config import RoundConfig
 from flows.embedded import ROOT
+from flows.flow_runs import forget_overdue
 from flows.prefect_environment import POOL, ROUND_DEPLOYMENT, WATCH_DEPLOYMENT
 from flows.processes import Detached
 from flows.server_home import Known
@@ -75,6 +76,8 @@ def ensure(home: Path, folder: Path, environment: dict[str, str]) -> Worker:
             logger.warning("servers or keys are others than the worker knows: it is restarted")
         if known.process is not None:
             processes.stop(known.process)  # also what a worker that was killed left behind
+        # The schedule went on without a worker, which would begin all that it missed at once.
+        forget_overdue(client, client.read_deployment_by_name(WATCH_DEPLOYMENT).id)
         begun = datetime.now(UTC)
         process = _start(home, folder, environment)
         server_home.remember(home, "worker", Known(process=process, told=told))
@@ -147,7 +150,7 @@ def _is_strict(deployment: DeploymentResponse) -> bool:
 
 def _refuse_another_folder(client: SyncPrefectClient, folder: Path) -> None:
     """Rounds of one Prefect are at home in one folder: two watchers would take each other's rounds
-    for lost. A folder that is gone from this machine has moved."""
+    for lost. A folder that is not on this machine has moved; one on another is not told apart."""
     found = _find(client, ROUND_DEPLOYMENT)
     other = str(found.job_variables.get("working_dir") or folder) if found else str(folder)
     if other == str(folder) or not Path(other).is_dir():
