@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import DeploymentSchedule, State
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import LogSort
@@ -168,16 +168,15 @@ def schedule(config: RoundConfig, cron: str, timezone: str) -> datetime:
             f'--cron "{cron}": is no cron expression; "0 6 * * 1" is every Monday at six'
         ) from None
     with get_client(sync_client=True) as client:
-        deployment = _deployment(client)
-        _remove(client, deployment.id, config.name)
-        client.create_deployment_schedules(
-            deployment.id,
-            [
-                DeploymentScheduleCreate(
-                    schedule=made, parameters=_parameters(config, None), slug=config.name
-                )
-            ],
-        )
+        deployment, parameters = _deployment(client).id, _parameters(config, None)
+        earlier = _of_run(client, deployment, config.name)
+        if earlier:  # changed where it is: the run is never without a schedule
+            client.update_deployment_schedule(
+                deployment, earlier[0].id, active=True, schedule=made, parameters=parameters
+            )
+        else:
+            new = DeploymentScheduleCreate(schedule=made, parameters=parameters, slug=config.name)
+            client.create_deployment_schedules(deployment, [new])
     return first.astimezone(zone)
 
 
@@ -190,7 +189,11 @@ def first_date(schedule: CronSchedule) -> datetime:
 def unschedule(name: str) -> bool:
     """End the schedule of a run; whether it had one."""
     with get_client(sync_client=True) as client:
-        return _remove(client, _deployment(client).id, name)
+        deployment = _deployment(client).id
+        found = _of_run(client, deployment, name)
+        for one in found:
+            client.delete_deployment_schedule(deployment, one.id)
+    return bool(found)
 
 
 def schedules() -> dict[str, str]:
@@ -204,8 +207,6 @@ def schedules() -> dict[str, str]:
     }
 
 
-def _remove(client: SyncPrefectClient, deployment: UUID, name: str) -> bool:
-    found = [s for s in client.read_deployment_schedules(deployment) if s.slug == name]
-    for one in found:
-        client.delete_deployment_schedule(deployment, one.id)
-    return bool(found)
+def _of_run(client: SyncPrefectClient, deployment: UUID, name: str) -> list[DeploymentSchedule]:
+    """The run's schedule, if it has one: Prefect takes no second of a name."""
+    return [s for s in client.read_deployment_schedules(deployment) if s.slug == name]
