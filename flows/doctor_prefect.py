@@ -24,7 +24,7 @@ from prefect.exceptions import ObjectNotFound
 from flows import worker
 from flows.doctor_machine import visible_gpus
 from flows.finding import Findings, Site, age, ok, warning, wrong
-from flows.gpu import limit_name
+from flows.gpu import held_locks, limit_name
 from flows.prefect_environment import POOL, ROUND_DEPLOYMENT, WATCH_DEPLOYMENT
 from flows.servers import PrefectServer
 
@@ -183,5 +183,10 @@ def gpu_limit(prefect: Prefect) -> Findings:
         yield warning(f"{told} is off: nobody sees who holds the GPU", f"turn it on: {page}")
     elif found.limit < 1:
         yield wrong(f"{told} is {found.limit}: no stage ever gets the GPU", f"make it 1: {page}")
+    elif found.active_slots > (held := held_locks()):
+        yield warning(
+            f"{told}: {found.active_slots} of {found.limit} taken, but stages hold {held}",
+            f"a killed one gives back within a minute; if it stays so, delete the limit: {page}",
+        )
     else:
         yield ok(f"{told}: {found.active_slots} of {found.limit} taken")

@@ -74,7 +74,7 @@ def gpu_slot() -> Iterator[int]:
         held.callback(os.close, lock)
         leaked_at = time.monotonic() + _LEAKED_AFTER_S
         while not (has_room := _has_room(known)):
-            if time.monotonic() > leaked_at and _held_locks() <= known.limit:
+            if time.monotonic() > leaked_at and held_locks() <= known.limit:
                 break
             known = waiting.look_again(known)
         if has_room and (lease := _lease(name)) is not None:
@@ -134,8 +134,8 @@ def _free_lock(limit: int) -> int | None:
     return None
 
 
-def _held_locks() -> int:
-    """How many are held on this machine, also those beyond a limit that was lowered since."""
+def held_locks() -> int:
+    """How many stages of this machine hold the GPU, also those beyond a limit that was lowered."""
     return sum(_is_held(path) for path in LOCKS.glob("rankloop-gpu-*.lock"))
 
 

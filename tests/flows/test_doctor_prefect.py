@@ -20,7 +20,7 @@ from prefect.client.schemas.actions import (
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 
-from flows import doctor_prefect, doctor_schedules, servers, worker
+from flows import doctor_prefect, doctor_schedules, gpu, servers, worker
 from flows.doctor_prefect import Prefect
 from flows.finding import Finding, Plans, Site
 from flows.gpu import limit_name
@@ -268,7 +268,9 @@ def test_a_watcher_that_fails_or_never_ends_is_wrong(
 # --- the GPU's limit, and rounds that wait --------------------------------------------------------
 
 
-def test_a_limit_that_lets_no_stage_on_the_gpu_is_wrong(prefect: Prefect) -> None:
+def test_a_limit_that_lets_no_stage_on_the_gpu_is_told(
+    prefect: Prefect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client, name = prefect.client, limit_name()
     assert is_fine(doctor_prefect.gpu_limit(prefect)) or not list(doctor_prefect.gpu_limit(prefect))
     client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=0))
@@ -279,6 +281,12 @@ def test_a_limit_that_lets_no_stage_on_the_gpu_is_wrong(prefect: Prefect) -> Non
         assert "is off" in complaint(doctor_prefect.gpu_limit(prefect)).what
         client.request("PATCH", f"/v2/concurrency_limits/{name}", json={"active": True})
         assert is_fine(doctor_prefect.gpu_limit(prefect))
+        with monkeypatch.context() as alone:
+            alone.setattr(gpu, "LOCKS", tmp_path)
+            taken = {"names": [name], "slots": 1}
+            client.request("POST", "/v2/concurrency_limits/increment", json=taken)
+            leaked = complaint(doctor_prefect.gpu_limit(prefect))
+            assert "1 of 1 taken, but stages hold 0" in leaked.what
     finally:
         client.delete_global_concurrency_limit_by_name(name)
 
