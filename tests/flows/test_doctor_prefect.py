@@ -109,7 +109,7 @@ def test_a_pool_that_takes_nothing_is_wrong_and_what_waits_is_told(prefect: Pref
 def test_a_pool_that_is_not_there_is_wrong(
     prefect: Prefect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "POOL", "another")
+    monkeypatch.setattr(doctor_prefect, "POOL", "another")
     assert "has no work pool another" in complaint(doctor_prefect.pool(prefect)).what
     assert list(doctor_prefect.worker_is_heard(prefect)) == []  # the pool is told
 
@@ -159,7 +159,7 @@ def test_a_deployment_that_is_paused_or_not_there_is_wrong(
         prefect.client.request("POST", f"/deployments/{found.id}/resume_deployment")
     assert paused.what == "the deployment rankloop-round is paused"
     assert f"/deployments/deployment/{found.id}" in paused.to_do
-    monkeypatch.setattr(worker, "ROUND", "rankloop-round/another")
+    monkeypatch.setattr(doctor_prefect, "ROUND_DEPLOYMENT", "rankloop-round/another")
     assert "has no deployment rankloop-round" in complaint(doctor_prefect.deployments(prefect)).what
 
 
