@@ -47,6 +47,18 @@ def publish_round(label_studio: LabelStudio, folder: Path) -> Published:
     return publication.publish(label_studio, name, Labeling(), completions, round_folder(folder))
 
 
+def publish_again(
+    label_studio: LabelStudio, published: Published, completions: Path | None = None
+) -> Published:
+    return publication.publish(
+        label_studio,
+        published.project.title,
+        Labeling(),
+        completions or published.completions,
+        published.folder,
+    )
+
+
 def answer(label_studio: LabelStudio, published: Published, limit: int) -> None:
     """The simulated labeler answers so many more."""
     simulated.answer_tasks(

@@ -10,24 +10,11 @@ import pytest
 
 from flows import publication
 from flows.first_published import FILE, first_published, note_first
-from flows.publication import Published
 from labeling.config import Labeling
 from labeling.label_studio import LabelStudio
-from tests.flows.ranked_round import publish_round, rank, tasks, write_tasks
+from tests.flows.ranked_round import publish_again, publish_round, rank, tasks, write_tasks
 
 PAST = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
-
-
-def publish_again(
-    label_studio: LabelStudio, published: Published, completions: Path | None = None
-) -> Published:
-    return publication.publish(
-        label_studio,
-        published.project.title,
-        Labeling(),
-        completions or published.completions,
-        published.folder,
-    )
 
 
 def test_it_stays_whatever_is_run_again_or_deleted(

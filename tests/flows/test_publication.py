@@ -19,6 +19,7 @@ from labeling.project_tasks import keys
 from tests.flows.ranked_round import (
     ANN,
     answer,
+    publish_again,
     publish_round,
     rank,
     round_folder,
@@ -35,18 +36,6 @@ def published(label_studio: LabelStudio, tmp_path: Path) -> Published:
 @pytest.fixture
 def completions(tmp_path: Path) -> Path:
     return write_tasks(tmp_path / "completions.parquet", tasks())
-
-
-def publish_again(
-    label_studio: LabelStudio, published: Published, completions: Path | None = None
-) -> Published:
-    return publication.publish(
-        label_studio,
-        published.project.title,
-        Labeling(),
-        completions or published.completions,
-        published.folder,
-    )
 
 
 def test_publishing_twice_creates_nothing(label_studio: LabelStudio, published: Published) -> None:
