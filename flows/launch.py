@@ -91,8 +91,9 @@ def connected(what: str) -> Servers:
     home = servers.default_home()
     up, process = servers.connect(home), server_home.recall(home, "worker").process
     if up is None or process is None or processes.find(process) is None:
-        missing = "a server is down" if up is None else "no worker is at work"
-        raise InputError(f"{missing}, and {what} needs it: `rankloop up` starts it")
+        down = [server.title for server in servers.status(home) if not server.ready]
+        missing = " and ".join(down) or "a worker"
+        raise InputError(f"{what} needs {missing} to be running: call `rankloop up`")
     set_prefect_environment(up)
     return up
 

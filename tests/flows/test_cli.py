@@ -109,6 +109,20 @@ def test_our_own_bug_leaves_its_traceback_in_a_log_that_is_named(
     assert "Traceback" in log.read_text()
 
 
+def test_what_needs_the_worker_names_the_servers_that_do_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANKLOOP_HOME", str(tmp_path))
+    for name in ("PREFECT_API_URL", "LABEL_STUDIO_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert run_main("schedule") == 2
+    assert (
+        "a schedule needs Prefect and Label Studio to be running: call `rankloop up`"
+        in capsys.readouterr().err
+    )
+
+
 def test_an_interruption_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
