@@ -168,8 +168,8 @@ class RoundRecord:
         if runs and runs[-1] != self._flow_run and self._waits(runs[-1]):
             raise Taken(
                 f"round {self.lineage.round} of {self._config.name} is another run's, which waits "
-                f"and goes on by itself (Prefect's run {runs[-1]}): cancel that one on the dashboard "
-                "to begin here, or give this run another name with --name"
+                f"and goes on by itself (Prefect's run {runs[-1]}): cancel that one on the "
+                "dashboard to begin here, or give this run another name with --name"
             )
 
     def _begin(self) -> None:
