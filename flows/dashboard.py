@@ -58,14 +58,19 @@ class Rankings:
         people = (rows, stands.wanted, stands.silent_since)
         if people == self._shown_last:
             return
-        self._shown_last = people
+        is_first, self._shown_last = self._shown_last is None, people
         text = f"{'. '.join(standing(stands.document()))}. Rank at {page}"
-        shown(lambda: self._show(rows, text))
 
-    def _show(self, rows: list[dict[str, str]], text: str) -> None:
+        def show() -> None:
+            if not (is_first and self._is_there(rows)):
+                create_table_artifact(rows, key=self._key, description=text)
+
+        shown(show)
+
+    def _is_there(self, rows: list[dict[str, str]]) -> bool:
+        """Whether an earlier process, or the watcher, has shown the same."""
         known: Any = Artifact.get(self._key)
-        if known is None or json.loads(known.data or "null") != rows:
-            create_table_artifact(rows, key=self._key, description=text)
+        return known is not None and json.loads(known.data or "null") == rows
 
 
 class Lines:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from flows import dashboard, tasks
 from flows.embedded import free_port
 from flows.runner import Line, StageResult
 from flows.servers import Servers
+from labeling.config import Labeling
+from labeling.goal import goal_of
+from labeling.tally import tally
 from tests.flows.test_stage import until
 from tests.flows.toy_stages import RAISE, Toy
 
@@ -56,6 +61,25 @@ def test_a_summary_that_the_dashboard_does_not_take_leaves_the_round_complete(
     done = tasks.summarise.fn({"name": "demo"}, report)
     assert isinstance(done, tasks.Outcome)
     assert "ConnectError" in caplog.text
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_that_nobody_ranks_any_more_is_news_for_the_table(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(
+        dashboard, "create_table_artifact", lambda *_, **given: told.append(given["description"])
+    )
+    monkeypatch.setattr(dashboard.Rankings, "_is_there", lambda *_: is_there)
+    now = datetime(2026, 3, 2, tzinfo=UTC)
+    stands = tally([], goal_of(Labeling(), ["task"]), now)
+    show = dashboard.Rankings("desk", "000")
+    for _ in range(2):
+        show(stands, "http://page")
+    assert len(told) == (not is_there)
+    show(replace(stands, silent_since=now.isoformat()), "http://page")
+    assert len(told) == (not is_there) + 1
 
 
 # --- another try, or none -------------------------------------------------------------------------
